@@ -1,0 +1,77 @@
+"""`show` and `cancel`: one execution, as it stands and to its end."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from agent_exec.cli.options import connected_client, json_option, tenant_option
+from agent_exec.cli.text import columns, moment, one_line, printable
+from agent_exec.contract.execution import ExecutionView
+from agent_exec.ledger.ledger import AlreadyOver
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@tenant_option
+@json_option
+def show(execution_id: str, tenant_id: str, as_json: bool) -> None:
+    """Show where an execution stands, and its answer once there is one."""
+    with connected_client() as client:
+        view = client.get(tenant_id, execution_id)
+    click.echo(view.model_dump_json() if as_json else _portrait(view))
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@tenant_option
+@json_option
+def cancel(execution_id: str, tenant_id: str, as_json: bool) -> None:
+    """Ask for the end of an execution; durable when this returns, and no error if it has ended already."""
+    with connected_client() as client:
+        answer = client.cancel(tenant_id, execution_id)
+    over = answer.status if isinstance(answer, AlreadyOver) else None
+    if as_json:
+        click.echo(json.dumps({"execution_id": execution_id, "already_over": over}))
+    elif over is None:
+        click.echo(f"Execution '{execution_id}': its end is asked for; it ends as failed, with the code 'cancelled'.")
+    else:
+        click.echo(f"Execution '{execution_id}': had ended before, as {over}.")
+
+
+def _portrait(view: ExecutionView) -> str:
+    rows: list[tuple[str, object]] = [
+        ("execution", view.execution_id),
+        ("tenant", view.tenant_id),
+        ("agent", view.agent_id),
+        ("status", f"{view.status}, its end is asked for" if _is_ending(view) else view.status),
+        ("priority", view.priority),
+        ("created", moment(view.created_at)),
+        ("started", moment(view.started_at)),
+        ("finished", moment(view.finished_at)),
+        ("events", view.last_sequence),
+    ]
+    response = view.response
+    if response is None:
+        return columns(rows)
+    usage = response.usage
+    cost = "unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
+    rows += [
+        ("model", f"{response.provider} {response.model}"),
+        ("turns", response.turns),
+        ("tokens", f"{usage.total_tokens} ({usage.prompt_tokens} read, {usage.completion_tokens} written)"),
+        ("cost", cost),
+    ]
+    rows += [
+        ("tool call", f"{call.name} {one_line(call.arguments)} → {one_line(call.error or call.result)}")
+        for call in response.tool_calls
+    ]
+    if response.error is not None:
+        rows.append(("error", f"{response.error.code}: {response.error.message}"))
+    text = printable(response.output.text)
+    return f"{columns(rows)}\n\n{text}" if text else columns(rows)
+
+
+def _is_ending(view: ExecutionView) -> bool:
+    return view.cancel_requested and view.response is None

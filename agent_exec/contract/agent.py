@@ -1,0 +1,122 @@
+"""An agent's configuration and its tenant, as Agent Management holds them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, create_model
+
+from agent_exec.contract.model import (
+    MAX_TEMPLATE_CHARS,
+    MAX_TOOLS,
+    AgentId,
+    ContractModel,
+    JsonObject,
+    JsonSchema,
+    ModelName,
+    Scalar,
+    TenantId,
+    ToolName,
+)
+
+Plan = Literal["free", "pro", "enterprise"]
+AgentType = Literal["interactive", "workflow", "batch"]
+#: `openai`, `groq`, or the name of a compatible endpoint in the settings.
+ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$", examples=["openai", "groq"])]
+Variables = dict[Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")], Scalar]
+
+
+class PromptTemplate(ContractModel):
+    """Text with `{{ names }}`, and the values for them. Rendered in a sandbox; values are never template source."""
+
+    template: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)]
+    variables: Variables = Field(default_factory=dict, max_length=100)
+
+
+class ModelChoice(ContractModel):
+    """A provider and one of its models."""
+
+    provider: ProviderName
+    model: ModelName
+
+
+class Retrieval(ContractModel):
+    """Whether, and how, documents are asked of the orchestrator before the first turn."""
+
+    enabled: bool = False
+    top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    filters: JsonObject = Field(default_factory=dict)
+
+
+class Limits(ContractModel):
+    """What one execution may use."""
+
+    max_turns: Annotated[int, Field(ge=1, le=100)] = 10
+    max_tool_calls: Annotated[int, Field(ge=0, le=1_000)] = 50
+    max_total_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = 200_000
+    max_cost_usd: Annotated[float, Field(ge=0, le=10_000)] = 1.0
+    deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 900.0
+
+
+class NamedToolChoice(ContractModel):
+    """The one tool that the model has to call."""
+
+    name: ToolName
+
+
+class AgentConfig(ContractModel):
+    """The whole configuration of an agent; snapshotted when an execution starts."""
+
+    agent_id: AgentId
+    version: Annotated[str, Field(max_length=100)] = "0"
+    agent_type: AgentType = "interactive"
+    provider: ProviderName
+    model: ModelName
+    fallbacks: Annotated[list[ModelChoice], Field(max_length=8)] = Field(default_factory=list)
+    system_prompt: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)] = ""
+    variables: Variables = Field(default_factory=dict, max_length=100)
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    response_format: JsonSchema | None = None
+    tools: Annotated[list[ToolName], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_choice: Literal["auto", "none", "required"] | NamedToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    retrieval: Retrieval = Field(default_factory=Retrieval)
+    limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def prompt(self) -> PromptTemplate:
+        """The system prompt with its variables."""
+        return PromptTemplate(template=self.system_prompt, variables=self.variables)
+
+
+if TYPE_CHECKING:  # what a checker needs to know of the model that is made below
+
+    class AgentOverrides(ContractModel):
+        """Any fields of an agent's configuration; those given win over what Agent Management holds."""
+
+        limits: Limits | None = None
+
+else:
+    AgentOverrides = create_model(
+        "AgentOverrides",
+        __base__=ContractModel,
+        __doc__="Any fields of an agent's configuration; those given win over what Agent Management holds.",
+        **{name: (field.rebuild_annotation() | None, None) for name, field in AgentConfig.model_fields.items()},
+    )
+
+
+class Budget(ContractModel):
+    """What a tenant may spend."""
+
+    usd_per_day: Annotated[float, Field(ge=0)] | None = None
+
+
+class Tenant(ContractModel):
+    """A tenant as Agent Management knows it."""
+
+    tenant_id: TenantId
+    plan: Plan = "free"
+    weight: Annotated[float, Field(gt=0, le=1_000)] = 1.0
+    max_in_flight: Annotated[int, Field(ge=0, le=100_000)] = 0
+    budget: Budget = Field(default_factory=Budget)

@@ -1,0 +1,107 @@
+"""Events, and the frame in which each one travels to the orchestrator and to live readers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from agent_exec.contract.execution import ErrorDetail, FinalResponse, Timestamp
+from agent_exec.contract.model import ContractModel, ExecutionId, Json, JsonObject, OpaqueId, TenantId
+from agent_exec.contract.tool import ToolError
+
+
+class EventName(StrEnum):
+    """The five names that the user fixed, and four of ours."""
+
+    STARTED = "agent_execution_started"
+    PROGRESS = "agent_execution_progress"
+    TOOL_CALL_REQUESTED = "tool_call_requested"
+    TOOL_CALL_COMPLETED = "tool_call_completed"
+    TOOL_APPROVAL_REQUESTED = "tool_approval_requested"
+    TOKEN = "agent_response_token"  # noqa: S105 the name of an event
+    STEP_RESTARTED = "step_restarted"
+    COMPLETED = "agent_execution_completed"
+    FAILED = "agent_execution_failed"
+
+
+#: Nothing follows one of these.
+TERMINAL_EVENTS = frozenset({EventName.COMPLETED, EventName.FAILED})
+
+
+class Frame(ContractModel):
+    """One event on the wire: the notifier's WebSocket, SSE, the shim's WebSocket."""
+
+    event: EventName
+    service: Literal["agent-execution"] = "agent-execution"
+    task_id: OpaqueId
+    global_task_id: OpaqueId | None = None
+    tenant_id: TenantId
+    execution_id: ExecutionId
+    event_id: Annotated[str, Field(description="execution id, a colon, the sequence: the same at every delivery")]
+    sequence: Annotated[int, Field(ge=1, description="gap-free from 1 within an execution")]
+    timestamp: Timestamp
+    data: JsonObject
+
+
+class StartedData(ContractModel):
+    """`agent_execution_started`: the execution is accepted and stored."""
+
+    agent_id: str
+    status: Literal["pending"] = "pending"
+
+
+class ProgressData(ContractModel):
+    """`agent_execution_progress`: a step begins or waits."""
+
+    stage: Literal["processing", "retrieving", "thinking", "waiting"]
+    step: str
+    turn: int = 0
+    detail: JsonObject = Field(default_factory=dict)
+
+
+class ToolCallRequestedData(ContractModel):
+    """`tool_call_requested`: the model asked for a tool."""
+
+    tool_call_id: str
+    name: str
+    arguments: Json
+    turn: int
+
+
+class ToolCallCompletedData(ContractModel):
+    """`tool_call_completed`: its result, or why there is none."""
+
+    tool_call_id: str
+    name: str
+    result: Json = None
+    error: ToolError | None = None
+    duration_s: float
+
+
+class TokenData(ContractModel):
+    """`agent_response_token`: text as it comes. `is_final` marks the last piece of the answer; it may be empty."""
+
+    token: str
+    is_final: bool = False
+
+
+class StepRestartedData(ContractModel):
+    """`step_restarted`: tokens of this step sent before are void; `attempt` streams anew."""
+
+    step: str
+    attempt: int
+
+
+class CompletedData(ContractModel):
+    """`agent_execution_completed`: the final response."""
+
+    response: FinalResponse
+
+
+class FailedData(ContractModel):
+    """`agent_execution_failed`: why, and the final response with what was done."""
+
+    error: ErrorDetail
+    response: FinalResponse

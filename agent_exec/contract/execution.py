@@ -1,0 +1,88 @@
+"""An execution as its caller asks for it, sees it, and gets its final response."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from agent_exec.contract.agent import AgentOverrides
+from agent_exec.contract.completion import Usage
+from agent_exec.contract.message import Context, Metadata, Status, no_context
+from agent_exec.contract.model import (
+    MAX_QUERY_CHARS,
+    AgentId,
+    ContractModel,
+    ExecutionId,
+    Json,
+    JsonObject,
+    Priority,
+    TenantId,
+)
+from agent_exec.contract.tool import ToolCallRecord
+
+Timestamp = Annotated[AwareDatetime, Field(strict=False)]
+
+
+class ExecutionRequest(ContractModel):
+    """The body of `POST /v1/executions`. The tenant comes from the credential."""
+
+    agent_id: AgentId
+    query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
+    agent_config: AgentOverrides = Field(default_factory=AgentOverrides)
+    context: Context = Field(default_factory=no_context)
+    metadata: Metadata = Field(default_factory=Metadata)
+    priority: Priority = 5
+    deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+
+
+class ErrorDetail(ContractModel):
+    """Why an execution failed. Codes are stable (docs/contract.md)."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    detail: JsonObject = Field(default_factory=dict)
+
+
+class Output(ContractModel):
+    """The answer: its text and, where the agent asks for structure, the parsed value."""
+
+    text: str = ""
+    structured: Json = None
+
+
+class FinalResponse(ContractModel):
+    """What an execution came to. On failure the partial text and the usage are kept."""
+
+    execution_id: ExecutionId
+    tenant_id: TenantId
+    agent_id: AgentId
+    status: Literal["completed", "failed"]
+    output: Output
+    error: ErrorDetail | None = None
+    usage: Usage
+    tool_calls: list[ToolCallRecord] = Field(default_factory=list)
+    turns: Annotated[int, Field(ge=0)] = 0
+    provider: str | None = None
+    model: str | None = None
+    created_at: Timestamp
+    started_at: Timestamp | None = None
+    finished_at: Timestamp
+    metadata: Metadata = Field(default_factory=Metadata)
+
+
+class ExecutionView(ContractModel):
+    """The state of an execution, and its final response once there is one."""
+
+    execution_id: ExecutionId
+    tenant_id: TenantId
+    agent_id: AgentId
+    status: Status
+    priority: Priority
+    created_at: Timestamp
+    started_at: Timestamp | None = None
+    finished_at: Timestamp | None = None
+    cancel_requested: bool = False
+    last_sequence: int = 0
+    response: FinalResponse | None = None

@@ -1,0 +1,200 @@
+"""Every Redis key: its spelling, its type, when it goes.
+
+Owns spelling alone; nothing else in the project writes a key. Does not know what is done with one.
+
+The names `agent_streaming:` and `agent_responses:` are the user's; ours begin with `ax:`.
+"""
+
+from __future__ import annotations
+
+#: Patterns of every key that may stand in the store, for the test that no other does.
+KNOWN = [
+    "ax:*",
+    "agent_streaming:*",
+    "agent_responses:*",
+    "celery-task-meta-*",
+]
+
+#: Keys that never expire. Each is bounded by what is open, or trimmed by those who write it.
+IMMORTAL = ["ax:pending", "ax:outbox", "ax:outbox:unacked", "ax:outbox:wake"]
+
+
+def execution(tenant_id: str, execution_id: str) -> str:
+    """HASH: the record of one execution and of its steps.
+
+    Expires `open_retention_s` after acceptance, `retention_s` after the end.
+    """
+    return f"{execution_prefix()}{tenant_id}:{execution_id}"
+
+
+def execution_prefix() -> str:
+    """Return what every `execution` key begins with, for the one script that reads several."""
+    return "ax:execution:"
+
+
+def streaming(tenant_id: str, execution_id: str) -> str:
+    """STREAM: every event of one execution, entry `<sequence>-0`. Expires with the execution."""
+    return f"agent_streaming:{tenant_id}:{execution_id}"
+
+
+def responses(tenant_id: str, execution_id: str) -> str:
+    """STREAM: one entry, the final response. Expires `retention_s` after the end."""
+    return f"agent_responses:{tenant_id}:{execution_id}"
+
+
+def celery_result(execution_id: str) -> str:
+    """STRING and channel: the final response as Celery's Redis backend keeps a result. Expires like the response."""
+    return f"celery-task-meta-{execution_id}"
+
+
+def executions(tenant_id: str) -> str:
+    """ZSET execution id → accepted at, in ms: a tenant's executions. Trimmed at accept; expires when none is kept."""
+    return f"ax:executions:{tenant_id}"
+
+
+def idempotency(tenant_id: str, digest: str) -> str:
+    """STRING `<execution id> <digest of the body>` under the digest of an idempotency key. Expires after 24 h."""
+    return f"ax:idempotency:{tenant_id}:{digest}"
+
+
+def pending() -> str:
+    """ZSET `tenant execution step` → when it is next looked at, in ms: lost hints, leases, waits. Immortal, bounded."""
+    return "ax:pending"
+
+
+def outbox() -> str:
+    """ZSET `tenant execution` → since when, in ms: executions with events the notifier has not sent. Immortal, bounded."""
+    return "ax:outbox"
+
+
+def outbox_unacked() -> str:
+    """ZSET `tenant execution` → sent at, in ms: executions with events sent and not acknowledged. Immortal, bounded."""
+    return "ax:outbox:unacked"
+
+
+def outbox_wake() -> str:
+    """LIST of at most one token: wakes a notifier that blocks on it. Empty, hence absent, when all is sent."""
+    return "ax:outbox:wake"
+
+
+def streaming_prefix() -> str:
+    """Return what every `streaming` key begins with, for the one script that reads several."""
+    return streaming("", "").removesuffix(":")
+
+
+def tenant_of(execution_id: str) -> str:
+    """STRING: whose execution it is, for a neighbour that serves all tenants and names none. Expires with the execution."""
+    return f"{tenant_of_prefix()}{execution_id}"
+
+
+def tenant_of_prefix() -> str:
+    """Return what every `tenant_of` key begins with, for the one script that reads several."""
+    return "ax:tenant:"
+
+
+def orchestrator_acks() -> str:
+    """STRING: stands while the orchestrator acknowledges events itself. Expires `retention_s` after it last did."""
+    return "ax:notifier:acks"
+
+
+def notifier_lease() -> str:
+    """STRING: which notifier is active. Expires with its lease."""
+    return "ax:notifier"
+
+
+# Fair queue. Its scripts compute their keys from the first one (broker/lua/_keys.lua), so that kombu's
+# `global_keyprefix`, which may stand before every one of them, is known by it. None expires but where it says so: each
+# holds undelivered work and is absent without any, and the shares are a tenant's configuration.
+
+FAIR_QUEUE_LISTS = ["agent_execution", "agent_execution\x06\x16?", "agent_tools", "agent_tools\x06\x16?"]
+KNOWN += FAIR_QUEUE_LISTS
+IMMORTAL += [*FAIR_QUEUE_LISTS, "ax:queue:*"]
+
+
+def fair_queue(prefix: str = "") -> str:
+    """No key itself: what all keys of the fair queue begin with."""
+    return f"{prefix}ax:queue"
+
+
+def fair_plain(family: str, prefix: str = "") -> str:
+    """LIST: plain messages, as a Celery app without this package sends them; the empty string is a wake-up token.
+
+    Its nine variants, `\\x06\\x16` and a digit behind it, are kombu's priorities.
+    """
+    return f"{prefix}{family}"
+
+
+def fair_arriving(family: str, prefix: str = "") -> str:
+    """LIST: plain messages and tokens that have woken a worker, and wait for any worker's next pop."""
+    return f"{fair_queue(prefix)}:arriving:{family}"
+
+
+def fair_leaf(queue: str, prefix: str = "") -> str:
+    """ZSET tag → enqueued at - priority x aging, in µs: the waiting messages of one queue."""
+    return f"{fair_queue(prefix)}:leaf:{queue}"
+
+
+def fair_ring(node: str, prefix: str = "") -> str:
+    """ZSET child → virtual time at which its next service starts: children of a family or tenant that may be served."""
+    return f"{fair_queue(prefix)}:ring:{node}"
+
+
+def fair_parked(family: str, prefix: str = "") -> str:
+    """HASH tenant's node → virtual time at which its next service starts: tenants at their cap."""
+    return f"{fair_queue(prefix)}:parked:{family}"
+
+
+def fair_virtual(prefix: str = "") -> str:
+    """HASH node → the virtual time at which its last service started."""
+    return f"{fair_queue(prefix)}:virtual"
+
+
+def fair_message(prefix: str = "") -> str:
+    """HASH tag → the wire message, from push to settlement."""
+    return f"{fair_queue(prefix)}:message"
+
+
+def fair_record(prefix: str = "") -> str:
+    """HASH tag → `score enqueued_us priority deliveries faults queue`, from push to settlement."""
+    return f"{fair_queue(prefix)}:record"
+
+
+def fair_lease(prefix: str = "") -> str:
+    """ZSET delivery (`tag#n`) → when its lease lapses, in ms: the un-acked messages."""
+    return f"{fair_queue(prefix)}:lease"
+
+
+def fair_waiting(prefix: str = "") -> str:
+    """HASH family or tenant's node → messages waiting."""
+    return f"{fair_queue(prefix)}:waiting"
+
+
+def fair_in_flight(prefix: str = "") -> str:
+    """HASH tenant's node, or family for plain messages → messages un-acked."""
+    return f"{fair_queue(prefix)}:in_flight"
+
+
+def fair_weight(prefix: str = "") -> str:
+    """HASH tenant → weight, where it is not 1."""
+    return f"{fair_queue(prefix)}:weight"
+
+
+def fair_cap(prefix: str = "") -> str:
+    """HASH tenant → most messages un-acked in one family, where it is not the default."""
+    return f"{fair_queue(prefix)}:cap"
+
+
+def fair_dead(prefix: str = "") -> str:
+    """LIST: dead letters as JSON, newest first, 1,000 at most. Expires 14 days after the last."""
+    return f"{fair_queue(prefix)}:dead"
+
+
+def fair_clock(prefix: str = "") -> str:
+    """STRING: the last time given to a message, in µs. Expires a day after it."""
+    return f"{fair_queue(prefix)}:clock"
+
+
+#: What kombu keeps beside the families: bindings, the un-acked messages of ordinary queues, replies to remote control.
+KOMBU = ["_kombu.binding*", "unacked*", "*.reply.celery.pidbox"]
+KNOWN += KOMBU
+IMMORTAL += KOMBU

@@ -1,0 +1,107 @@
+"""An execution as the ledger holds it, read.
+
+Owns the meaning of the fields that the Lua scripts write (`lua/_ledger.lua` lists them). Does not write any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+
+from agent_exec.contract.execution import ExecutionView, FinalResponse
+from agent_exec.contract.message import Message, Status
+
+
+@dataclass(frozen=True)
+class ExecutionRecord:
+    """One execution; `fields` is its hash, decoded to text."""
+
+    fields: Mapping[str, str]
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose it is."""
+        return self.fields["tenant"]
+
+    @property
+    def agent_id(self) -> str:
+        """The agent that it runs."""
+        return self.fields["agent"]
+
+    @property
+    def status(self) -> Status:
+        """One of the contract's four."""
+        return self.fields["status"]  # type: ignore[return-value]  # the scripts write no other
+
+    @property
+    def priority(self) -> int:
+        """The effective priority, 0–9."""
+        return int(self.fields["priority"])
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked for its end."""
+        return "cancel_ms" in self.fields
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When it must have ended, by Redis's clock."""
+        return int(self.fields["deadline_ms"]) if "deadline_ms" in self.fields else None
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was accepted."""
+        return at(self.fields["created_ms"])
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When its first step was claimed."""
+        return at(self.fields["started_ms"]) if "started_ms" in self.fields else None
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended."""
+        return at(self.fields["finished_ms"]) if "finished_ms" in self.fields else None
+
+    @cached_property
+    def message(self) -> Message:
+        """The standard message as it was accepted."""
+        return Message.model_validate_json(self.fields["message"])
+
+    @property
+    def response(self) -> FinalResponse | None:
+        """The final response, once there is one."""
+        stored = self.fields.get("response")
+        return None if stored is None else FinalResponse.model_validate_json(stored)
+
+    def result(self, step: str) -> str | None:
+        """Return the JSON that `step` journaled, or None."""
+        return self.fields.get(f"result:{step}")
+
+    @property
+    def steps(self) -> dict[str, str]:
+        """Each step's name and its state as JSON."""
+        return {name[5:]: packed for name, packed in self.fields.items() if name.startswith("step:")}
+
+    def view(self, execution_id: str) -> ExecutionView:
+        """Return what a caller sees of it."""
+        return ExecutionView(
+            execution_id=execution_id,
+            tenant_id=self.tenant_id,
+            agent_id=self.agent_id,
+            status=self.status,
+            priority=self.priority,
+            created_at=self.created_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            cancel_requested=self.cancel_requested,
+            last_sequence=int(self.fields["sequence"]),
+            response=self.response,
+        )
+
+
+def at(milliseconds: str | int) -> datetime:
+    """Return a moment of Redis's clock as UTC."""
+    return datetime.fromtimestamp(int(milliseconds) / 1000, tz=UTC)

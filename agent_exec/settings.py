@@ -1,0 +1,143 @@
+"""The one reader of the environment. Read once a process, frozen, handed down.
+
+Owns names, defaults and bounds; docs/operations.md holds the table made from this class. Does not know who uses which.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agent_exec.errors import SettingsInvalid
+
+
+def _sdk_name(name: str) -> Any:
+    """A name that the provider's SDK fixed, without our prefix."""
+    return Field(default=None, validation_alias=AliasChoices(name))
+
+
+class CompatibleProvider(BaseModel):
+    """An endpoint that speaks the OpenAI wire: vLLM, Ollama, Azure, llama.cpp."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str
+    api_key: SecretStr = SecretStr("none")
+
+
+class Settings(BaseSettings):
+    """Every setting of every process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AGENT_EXEC_", frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True
+    )
+
+    redis_url: Annotated[
+        str | None, Field(description="Redis or Valkey. Unset: a private server on this machine (extra `embedded`)")
+    ] = None
+    state_dir: Annotated[
+        Path, Field(description="where the embedded server keeps its data, its password and its address")
+    ] = Path(".agent-exec")
+
+    orchestrator_ws_url: Annotated[str, Field(description="the WebSocket that the notifier pushes frames to")] = (
+        "ws://agent-orchestrator:8000/ws/task_updates"
+    )
+    orchestrator_url: Annotated[str, Field(description="the orchestrator's HTTP operations: query, embedding")] = (
+        "http://agent-orchestrator:8000"
+    )
+    tool_registry_url: Annotated[str, Field(description="the Tool Registry")] = "http://tool-registry:8000"
+    agent_management_url: Annotated[str, Field(description="Agent Management")] = "http://agent-management:8000"
+    service_token: Annotated[
+        SecretStr, Field(description="bearer token for the three neighbours and the WebSocket")
+    ] = SecretStr("")
+    neighbour_timeout_s: Annotated[float, Field(gt=0, description="a neighbour's time to answer")] = 10.0
+    config_ttl_s: Annotated[
+        float, Field(ge=0, description="how long an agent's configuration or tool list is used unasked")
+    ] = 30.0
+
+    openai_api_key: Annotated[SecretStr | None, Field(description="OpenAI's key")] = _sdk_name("OPENAI_API_KEY")
+    openai_base_url: Annotated[str | None, Field(description="OpenAI's address, if another")] = _sdk_name(
+        "OPENAI_BASE_URL"
+    )
+    groq_api_key: Annotated[SecretStr | None, Field(description="Groq's key")] = _sdk_name("GROQ_API_KEY")
+    groq_base_url: Annotated[str | None, Field(description="Groq's address, if another")] = _sdk_name("GROQ_BASE_URL")
+    providers: Annotated[
+        dict[str, CompatibleProvider],
+        Field(description='more endpoints of the OpenAI wire, as JSON: {"local": {"base_url": "…", "api_key": "…"}}'),
+    ] = Field(default_factory=dict)
+    provider_connect_timeout_s: Annotated[float, Field(gt=0, description="to connect to a provider")] = 5.0
+    provider_first_token_timeout_s: Annotated[float, Field(gt=0, description="to a provider's first byte")] = 60.0
+    provider_idle_timeout_s: Annotated[float, Field(gt=0, description="between two pieces of a stream")] = 60.0
+    provider_total_timeout_s: Annotated[float, Field(gt=0, description="for one whole provider call")] = 600.0
+
+    worker_concurrency: Annotated[int, Field(ge=1, le=10_000, description="steps at once in a worker process")] = 200
+    shutdown_grace_s: Annotated[
+        float, Field(ge=0, description="what running steps get to finish after SIGTERM, before they are handed back")
+    ] = 30.0
+    lease_s: Annotated[float, Field(gt=0, description="how long a step stays its worker's without a heartbeat")] = 10.0
+    heartbeat_s: Annotated[float, Field(gt=0, description="how often leases are renewed and cancels are noticed")] = 0.5
+    max_attempts: Annotated[int, Field(ge=1, description="claims of a step without a result before it is poisoned")] = 3
+    max_retries: Annotated[int, Field(ge=0, description="failed attempts of a step that are tried again")] = 5
+    token_flush_ms: Annotated[
+        int, Field(ge=0, le=1_000, description="tokens of this long travel as one event; 0: each by itself")
+    ] = 20
+    retention_s: Annotated[
+        int, Field(ge=60, description="how long a finished execution and its events stay readable")
+    ] = 86_400
+    open_retention_s: Annotated[int, Field(ge=3_600, description="when an execution nobody finishes is forgotten")] = (
+        604_800
+    )
+
+    api_keys_file: Annotated[Path | None, Field(description="hashes of the API keys; written by `agent-exec keys`")] = (
+        None
+    )
+    api_sse_ping_s: Annotated[float, Field(gt=0, description="a comment on every idle event stream")] = 15.0
+    api_max_wait_s: Annotated[float, Field(ge=0, description="the longest `Prefer: wait` that is honoured")] = 60.0
+    api_body_timeout_s: Annotated[float, Field(gt=0, description="a request's body has to come within this")] = 30.0
+    api_send_timeout_s: Annotated[
+        float, Field(gt=0, description="a reader of events that takes nothing for this long is dropped")
+    ] = 30.0
+    api_allowed_origins: Annotated[
+        frozenset[str], Field(description="origins whose pages may open a WebSocket, as a JSON list")
+    ] = frozenset()
+
+    notifier_lease_s: Annotated[
+        float, Field(ge=0.5, description="after this long without a sign of the active notifier another takes over")
+    ] = 5.0
+    notifier_window: Annotated[
+        int, Field(ge=1, le=10_000, description="frames on their way whose arrival the orchestrator has not confirmed")
+    ] = 256
+    notifier_backoff_cap_s: Annotated[
+        float, Field(gt=0, description="the longest pause before the notifier connects again")
+    ] = 30.0
+    notifier_drain_s: Annotated[
+        float, Field(ge=0, description="what frames on their way get to arrive in, after SIGTERM")
+    ] = 3.0
+
+    log_format: Annotated[
+        str, Field(pattern="^(json|console)$", description="one line of JSON a record, or for eyes")
+    ] = "json"
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged")] = "INFO"
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsInvalid: names each variable that is wrong, and how.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        wrong = "; ".join(f"{_variable(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
+        raise SettingsInvalid(f"The environment does not do: {wrong}. See docs/operations.md, Settings.") from None
+
+
+def _variable(field: str) -> str:
+    alias = Settings.model_fields[field].validation_alias if field in Settings.model_fields else None
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return field if field.isupper() else f"AGENT_EXEC_{field.upper()}"

@@ -1,0 +1,217 @@
+"""The one store, Redis: connections, and the running of script calls.
+
+Owns connecting, pipelining, loading scripts the server has forgotten, and turning Redis's errors into ours. Does not
+know what any script does. `Store` is for coroutines, `BlockingStore` for the synchronous client; the calls are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+from redis.retry import Retry
+
+from agent_exec.errors import StorageError, StorageFull, StorageUnavailable
+from agent_exec.script import Call
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: A command that waited this long has lost its server (faults F19, F20): the caller hears within 3 s.
+COMMAND_TIMEOUT_S = 2.5
+CONNECT_TIMEOUT_S = 2.0
+#: How often a call that must get through is tried.
+INSIST_EVERY_S = 0.2
+#: How many calls travel in one pipeline: bounds the reply that one connection buffers.
+MAX_BATCH = 256
+#: What every connection is opened with.
+CONNECTION: dict[str, Any] = {
+    "socket_timeout": COMMAND_TIMEOUT_S,
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+}
+
+
+class Store:
+    """Redis for coroutines: calls made in the same moment travel in one pipeline over one connection.
+
+    A cancelled caller never leaves a half-read reply behind: the pipeline belongs to the store's own task.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Take the server's `url`; nothing connects before the first call."""
+        self.redis = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 1), **CONNECTION)
+        self._waiting: list[tuple[Call[Any], asyncio.Future[Any]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def run(self, call: Call[T]) -> T:
+        """Run one call.
+
+        Raises:
+            StorageUnavailable: Redis did not answer; the call may or may not have taken effect.
+            StorageFull: Redis refuses writes.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return await future
+
+    async def run_many(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Run calls in order in as few round trips as they need; the first error is raised when all have run."""
+        outcomes = await asyncio.gather(*[self.run(call) for call in calls], return_exceptions=True)
+        return [_raised(outcome) for outcome in outcomes]
+
+    async def insist(self, call: Call[T]) -> T:
+        """Run one call, through an outage of Redis however long: what was done is not thrown away.
+
+        The call must be safe to repeat after a lost reply, as the ledger's are.
+        """
+        while True:
+            try:
+                return await self.run(call)
+            except StorageError as error:
+                log.warning("Call %s kept back: %s", call.script.name, error)
+                await asyncio.sleep(INSIST_EVERY_S)
+
+    async def _send(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            calls = [call for call, _ in batch]
+            try:
+                replies = await self._replies(calls)
+            except Exception as error:  # each caller gets it
+                replies = [error] * len(batch)
+            for (call, future), reply in zip(batch, replies, strict=True):
+                if not future.done():  # else its caller was cancelled
+                    outcome = _outcome(call, reply)
+                    if isinstance(outcome, Exception):
+                        future.set_exception(outcome)
+                    else:
+                        future.set_result(outcome)
+        self._sender = None
+
+    async def _replies(self, calls: list[Call[Any]]) -> list[Any]:
+        replies: list[Any] = await _batch(self.redis.pipeline(transaction=False), calls).execute(raise_on_error=False)
+        forgotten = _forgotten(replies)
+        if forgotten:
+            again = _batch(self.redis.pipeline(transaction=False), [calls[index] for index in forgotten], whole=True)
+            for index, reply in zip(forgotten, await again.execute(raise_on_error=False), strict=True):
+                replies[index] = reply
+        return replies
+
+    async def aclose(self) -> None:
+        """Close the connections; calls still waiting are finished first."""
+        if self._sender is not None:
+            await self._sender
+        await self.redis.aclose()
+
+
+class BlockingStore:
+    """Redis for synchronous callers: the client, the CLI, tests."""
+
+    def __init__(self, url: str) -> None:
+        """Take the server's `url`; nothing connects before the first call."""
+        self.redis = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), **CONNECTION)
+
+    def run(self, call: Call[T]) -> T:
+        """Run one call; the errors are those of `Store.run`."""
+        return self.run_many([call])[0]
+
+    def run_many(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Run calls in order in pipelines of `MAX_BATCH`; the first error is raised when all have run."""
+        return [_raised(outcome) for outcome in self.run_each(calls)]
+
+    def run_each(self, calls: Sequence[Call[T]]) -> list[T | Exception]:
+        """Run calls in order in pipelines of `MAX_BATCH`; return what each came to."""
+        outcomes: list[T | Exception] = []
+        for start in range(0, len(calls), MAX_BATCH):
+            batch = calls[start : start + MAX_BATCH]
+            with redis_errors():
+                replies = self._replies(batch)
+            for call, reply in zip(batch, replies, strict=True):
+                outcome = _outcome(call, reply)
+                outcomes.append(outcome)
+        return outcomes
+
+    def _replies(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        replies: list[Any] = _batch(self.redis.pipeline(transaction=False), calls).execute(raise_on_error=False)
+        forgotten = _forgotten(replies)
+        if forgotten:
+            again = _batch(self.redis.pipeline(transaction=False), [calls[index] for index in forgotten], whole=True)
+            for index, reply in zip(forgotten, again.execute(raise_on_error=False), strict=True):
+                replies[index] = reply
+        return replies
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.redis.close()
+
+
+def _batch(pipeline: Any, calls: Sequence[Call[Any]], *, whole: bool = False) -> Any:
+    """Queue calls on a pipeline: by the script's digest, or `whole` where the server has forgotten it."""
+    for call in calls:
+        how, script = ("EVAL", call.script.source) if whole else ("EVALSHA", call.script.sha)
+        pipeline.execute_command(how, script, len(call.keys), *call.keys, *call.args)
+    return pipeline
+
+
+def _forgotten(replies: list[Any]) -> list[int]:
+    return [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+
+
+def _outcome(call: Call[T], reply: Any) -> T | Exception:
+    try:
+        with redis_errors():
+            if isinstance(reply, Exception):
+                raise reply
+            return call.parse(reply)
+    except Exception as error:  # handed to the caller, who raises it
+        return error
+
+
+def _raised(outcome: T | BaseException) -> T:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turn Redis's errors into ours."""
+    try:
+        yield
+    except (OutOfMemoryError, ReadOnlyError) as error:
+        raise StorageFull(f"Redis refuses writes: {error}. Free memory, or point at the primary.") from error
+    except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError) as error:
+        raise StorageUnavailable(
+            f"Redis does not answer: {error}. Check AGENT_EXEC_REDIS_URL and that the server runs."
+        ) from error
+    except ResponseError as error:
+        if str(error).startswith(("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS")):
+            raise StorageFull(f"Redis refuses writes: {error}. See its log and its disk.") from error
+        raise
+    except RedisError:
+        raise

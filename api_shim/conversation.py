@@ -1,0 +1,156 @@
+"""A WebSocket on one execution: the same frames as the event stream, and commands back.
+
+Owns what may be said on the socket and how it is closed. Does not know how events are followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from agent_exec.contract.model import ContractModel, ExecutionId
+from agent_exec.errors import AgentExecError, Forbidden, InvalidMessage, NotFound, Unauthorized
+from agent_exec.events import Page
+from api_shim.body import check_json
+from api_shim.event_stream import Sequence
+from api_shim.executions import ask_for_end
+from api_shim.operation import Asked, Parameters
+from api_shim.problem import Refused, breach, code_of, detail_of
+from api_shim.reader import first_page, pages
+
+#: A socket that sends this many commands that are none is closed.
+MAX_STRIKES = 3
+#: No one needs more of them on one execution.
+MAX_COMMANDS = 100
+
+CLOSE_TIMEOUT_S = 5.0
+
+CLOSE_DONE = 1000
+CLOSE_ABUSED = 1008
+CLOSE_RESTARTS = 1012
+CLOSE_SLOW = 1013
+#: As HTTP's 401 and 404; 4000 and on are an application's own.
+CLOSE_UNAUTHORIZED = 4401
+CLOSE_GONE = 4404
+
+
+class ConverseParameters(Parameters):
+    """From where on."""
+
+    after: Annotated[Sequence, Field(description="the last sequence seen; 0 for all events")] = 0
+
+
+class Command(ContractModel):
+    """What a socket may ask for."""
+
+    command: Literal["cancel_execution"]
+    execution_id: ExecutionId | None = None
+
+
+class CommandFailure(ContractModel):
+    """Why a command was not done."""
+
+    code: str
+    message: str
+
+
+class CommandResult(ContractModel):
+    """The answer to a command, among the frames."""
+
+    event: Literal["command_result"] = "command_result"
+    service: Literal["agent-execution"] = "agent-execution"
+    execution_id: ExecutionId
+    command: Literal["cancel_execution"] | None
+    status: Literal["cancel_requested", "completed", "failed"] | None = None
+    error: CommandFailure | None = None
+
+
+async def converse(asked: Asked[ConverseParameters, None], websocket: WebSocket) -> None:
+    """Follow the events of an execution on a socket, and take commands; it closes after the terminal event."""
+    _check_origin(asked)
+    after = asked.parameters.after
+    first = await first_page(asked.shim, asked.caller, asked.execution_id, after=after)
+    await websocket.accept()
+    tasks = {
+        asyncio.create_task(_send_frames(asked, websocket, first, after=after)),
+        asyncio.create_task(_take_commands(asked, websocket)),
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(WebSocketDisconnect, TimeoutError):  # the other end has left, or takes nothing
+            code = done.pop().result()
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await websocket.close(code)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _send_frames(asked: Asked[ConverseParameters, None], websocket: WebSocket, first: Page, *, after: int) -> int:
+    """Send frames until there are no more; return the code to close with."""
+    shim = asked.shim
+    try:
+        async with aclosing(pages(shim, asked.caller, first, after=after)) as following:
+            async for page in following:
+                for event in page.events:
+                    async with asyncio.timeout(shim.settings.api_send_timeout_s):
+                        await websocket.send_text(page.frame(event))
+    except TimeoutError:
+        return CLOSE_SLOW
+    except Unauthorized:
+        return CLOSE_UNAUTHORIZED
+    except NotFound:
+        return CLOSE_GONE
+    return CLOSE_RESTARTS if shim.live.draining else CLOSE_DONE
+
+
+async def _take_commands(asked: Asked[ConverseParameters, None], websocket: WebSocket) -> int:
+    """Answer commands until the socket misuses them; return the code to close with."""
+    strikes = 0
+    for _ in range(MAX_COMMANDS):
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        if not asked.shim.api_keys.holds(asked.caller):
+            return CLOSE_UNAUTHORIZED
+        try:
+            result = await _obey(asked, _command(message.get("text")))
+        except (AgentExecError, Refused) as error:
+            strikes += isinstance(error, InvalidMessage | Refused)
+            failure = CommandFailure(code=code_of(error), message=detail_of(error))
+            result = CommandResult(execution_id=asked.execution_id, command=None, error=failure)
+        await websocket.send_text(result.model_dump_json())
+        if strikes == MAX_STRIKES:
+            break
+    return CLOSE_ABUSED
+
+
+def _command(text: str | None) -> Command:
+    if text is None:
+        raise InvalidMessage("Send commands as text.")
+    check_json(text.encode())
+    try:
+        return Command.model_validate_json(text)
+    except ValidationError as error:
+        raise breach(error, where="command") from None
+
+
+async def _obey(asked: Asked[ConverseParameters, None], command: Command) -> CommandResult:
+    if command.execution_id not in (None, asked.execution_id):
+        raise NotFound("This socket is another execution's.")
+    answer = await ask_for_end(asked.shim, asked.tenant_id, asked.execution_id)
+    return CommandResult(execution_id=asked.execution_id, command=command.command, status=answer.status)
+
+
+def _check_origin(asked: Asked[ConverseParameters, None]) -> None:
+    """Refuse a browser's page from elsewhere. Programs send no Origin, or our own."""
+    headers = asked.connection.headers
+    origin = headers.get("origin")
+    ours = (f"http://{headers.get('host')}", f"https://{headers.get('host')}")
+    if origin is not None and origin not in ours and origin not in asked.shim.settings.api_allowed_origins:
+        raise Forbidden("This origin may not open a socket. Operators: AGENT_EXEC_API_ALLOWED_ORIGINS.")

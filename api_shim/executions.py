@@ -1,0 +1,244 @@
+"""Executions over HTTP: submit, show, list, cancel.
+
+Owns their parameters and answers. Does not know how a stream is followed, nor how a request is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, assert_never
+
+from pydantic import Field
+from starlette.responses import Response
+
+from agent_exec import keys, submission
+from agent_exec.contract.execution import ExecutionRequest, ExecutionView
+from agent_exec.contract.message import Status
+from agent_exec.contract.model import AgentId, ContractModel, ExecutionId
+from agent_exec.errors import InvalidMessage, NotFound, StorageError
+from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Listed
+from agent_exec.ledger.record import ExecutionRecord
+from api_shim.operation import Asked, NoParameters, Parameters, json_response
+from api_shim.shim import Shim
+
+#: Records are read so many at once: each holds its whole request and response.
+LOOK_AT_ONCE = 20
+#: A filtered list reads no more records than this for one answer; its cursor goes on from there.
+MAX_LOOKS = 500
+
+_WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
+
+
+class SubmitParameters(Parameters):
+    """How a submission is repeated safely, and waited for."""
+
+    idempotency_key: Annotated[
+        str | None,
+        Field(
+            alias="Idempotency-Key",
+            pattern=r"^[\x21-\x7e]{1,255}$",
+            description="the same key and body within 24 h name the same execution; another body is refused",
+        ),
+    ] = None
+    prefer: Annotated[
+        str | None,
+        Field(alias="Prefer", description="`wait=N`: answer with the final response if it is ready within N seconds"),
+    ] = None
+
+    def wait_s(self, *, longest_s: float) -> float:
+        """Return how long the caller prefers to wait; a preference that is not understood is none (RFC 7240)."""
+        asked = _WAIT.search(self.prefer or "")
+        return min(float(asked[1]), longest_s) if asked else 0.0
+
+
+class Accepted(ContractModel):
+    """An execution is stored, and will be run."""
+
+    execution_id: ExecutionId
+    status: Status
+    replayed: Annotated[bool, Field(description="whether this Idempotency-Key had been accepted before")]
+    links: Annotated[dict[str, str], Field(description="paths: self, events, cancel")]
+
+
+class ListParameters(Parameters):
+    """Which of a tenant's executions."""
+
+    status: Status | None = None
+    agent_id: AgentId | None = None
+    cursor: Annotated[str | None, Field(max_length=200, description="`next_cursor` of the page before")] = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+class ExecutionList(ContractModel):
+    """Executions, newest first, without their final responses. A page may be short of `limit` and not be the last."""
+
+    executions: list[ExecutionView]
+    next_cursor: Annotated[str | None, Field(description="null: these are the last")] = None
+
+
+class CancelAnswer(ContractModel):
+    """`cancel_requested` is durable; otherwise the execution had ended before, with that status."""
+
+    execution_id: ExecutionId
+    status: Literal["cancel_requested", "completed", "failed"]
+
+
+async def submit(asked: Asked[SubmitParameters, ExecutionRequest]) -> Response:
+    """Store an execution; answered once it is stored."""
+    shim, tenant_id = asked.shim, asked.tenant_id
+    message = submission.message_of(asked.body, tenant_id=tenant_id)
+    acceptance = await shim.run(
+        submission.store(
+            message,
+            open_retention_s=shim.settings.open_retention_s,
+            idempotency_key=asked.parameters.idempotency_key,
+        )
+    )
+    if not acceptance.replayed:
+        with suppress(StorageError):  # it is stored: whoever looks for lost hints sends this one
+            await shim.run(submission.first_hint(message).push())
+    execution_id = acceptance.execution_id
+    path = f"/v1/executions/{execution_id}"
+    headers = {"Location": path}
+    status: Status = "pending"
+    wait_s = asked.parameters.wait_s(longest_s=shim.settings.api_max_wait_s)
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+        await _wait_for_end(shim, tenant_id, execution_id, wait_s=wait_s)
+    if wait_s or acceptance.replayed:
+        with suppress(StorageError, NotFound):  # it is stored; a status as of acceptance will do
+            record = await shim.run(ledger.look(tenant_id, execution_id))
+            if wait_s and (response := record.response) is not None:
+                return json_response(response, headers=headers)
+            status = record.status
+    accepted = Accepted(
+        execution_id=execution_id,
+        status=status,
+        replayed=acceptance.replayed,
+        links={"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"},
+    )
+    return json_response(accepted, status=202, headers=headers)
+
+
+async def show(asked: Asked[NoParameters, None]) -> Response:
+    """Show an execution: its status, and the final response once there is one."""
+    record = await asked.shim.run(ledger.look(asked.tenant_id, asked.execution_id))
+    return json_response(record.view(asked.execution_id))
+
+
+async def list_newest(asked: Asked[ListParameters, None]) -> Response:
+    """List executions, newest first."""
+    wanted = asked.parameters
+    place = _Place.parse(wanted.cursor, tenant_id=asked.tenant_id)
+    is_filtered = wanted.status is not None or wanted.agent_id is not None
+    at_once = LOOK_AT_ONCE if is_filtered else min(LOOK_AT_ONCE, wanted.limit)
+    found: list[ExecutionView] = []
+    looks = 0
+    while True:
+        listed = await asked.shim.run(
+            ledger.list_executions(asked.tenant_id, before_ms=place.before_ms, skip=place.skip, limit=at_once)
+        )
+        for one, record in zip(listed, await _records(asked, listed), strict=True):
+            place = place.behind(one)
+            if record is not None and _fits(record, wanted):
+                found.append(_without_response(record).view(one.execution_id))
+            if len(found) == wanted.limit:
+                break
+        looks += len(listed)
+        if len(found) == wanted.limit or looks >= MAX_LOOKS:
+            return json_response(ExecutionList(executions=found, next_cursor=place.text(tenant_id=asked.tenant_id)))
+        if len(listed) < at_once:
+            return json_response(ExecutionList(executions=found))
+
+
+async def cancel(asked: Asked[NoParameters, None]) -> Response:
+    """Ask for the end of an execution; durable once answered."""
+    return json_response(await ask_for_end(asked.shim, asked.tenant_id, asked.execution_id), status=202)
+
+
+async def ask_for_end(shim: Shim, tenant_id: str, execution_id: str) -> CancelAnswer:
+    """Cancel, and let the workers know.
+
+    Raises:
+        NotFound: this tenant has no such execution.
+    """
+    answer = await shim.run(ledger.cancel(tenant_id, execution_id))
+    match answer:
+        case AlreadyOver(status):
+            return CancelAnswer(execution_id=execution_id, status=status)
+        case CancelRequested(hints):
+            with suppress(StorageError):  # the cancel is stored: whoever takes up the step next finds it
+                await asyncio.gather(*[shim.run(hint.push()) for hint in hints])
+            return CancelAnswer(execution_id=execution_id, status="cancel_requested")
+        case _:
+            assert_never(answer)
+
+
+async def _wait_for_end(shim: Shim, tenant_id: str, execution_id: str, *, wait_s: float) -> None:
+    """Wait until the final response is there, `wait_s` have passed, or this process ends."""
+    give_up_at_s = time.monotonic() + wait_s
+    with shim.live.watch(keys.responses(tenant_id, execution_id), after=0) as watch:
+        while not shim.live.draining and (left_s := give_up_at_s - time.monotonic()) > 0:
+            if await watch.beyond(0, timeout_s=left_s):
+                return
+
+
+async def _records(asked: Asked[Any, Any], listed: Sequence[Listed]) -> list[ExecutionRecord | None]:
+    """Read the records of listed executions; None for one that has expired since."""
+    looks = [asked.shim.run(ledger.look(asked.tenant_id, one.execution_id)) for one in listed]
+    records: list[ExecutionRecord | None] = []
+    for outcome in await asyncio.gather(*looks, return_exceptions=True):
+        if isinstance(outcome, NotFound):
+            records.append(None)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            records.append(outcome)
+    return records
+
+
+def _fits(record: ExecutionRecord, wanted: ListParameters) -> bool:
+    return wanted.status in (None, record.status) and wanted.agent_id in (None, record.agent_id)
+
+
+def _without_response(record: ExecutionRecord) -> ExecutionRecord:
+    return ExecutionRecord({name: text for name, text in record.fields.items() if name != "response"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a list goes on: behind the first `skip` executions that were accepted at or before `before_ms`."""
+
+    before_ms: int | None = None
+    skip: int = 0
+
+    def behind(self, listed: Listed) -> _Place:
+        """Return the place behind one more execution."""
+        return _Place(listed.created_ms, self.skip + 1 if listed.created_ms == self.before_ms else 1)
+
+    def text(self, *, tenant_id: str) -> str:
+        """Return it as an opaque cursor, good for this tenant alone."""
+        return base64.urlsafe_b64encode(f"{tenant_id}:{self.before_ms}:{self.skip}".encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, cursor: str | None, *, tenant_id: str) -> _Place:
+        """Read a cursor.
+
+        Raises:
+            InvalidMessage: it is none, or another tenant's.
+        """
+        if cursor is None:
+            return cls()
+        with suppress(ValueError):  # not base64, not ASCII
+            text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+            parts = re.fullmatch(r"([a-z0-9_-]+):(\d{1,15}):(\d{1,9})", text)
+            if parts is not None and parts[1] == tenant_id:
+                return cls(int(parts[2]), int(parts[3]))
+        raise InvalidMessage("This cursor is not one that a list of yours gave. Begin without one.")

@@ -1,0 +1,45 @@
+"""Whether this process lives, whether it can do its work, and what it has counted.
+
+Owns the answers for supervisors and scrapers. Does not know tenants: nothing here is anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
+from starlette.responses import Response
+
+from agent_exec.contract.model import ContractModel
+from agent_exec.errors import StorageUnavailable
+from api_shim.operation import Asked, json_response
+
+PING_TIMEOUT_S = 2.0
+
+
+class Health(ContractModel):
+    """All is well."""
+
+    status: Literal["live", "ready"]
+
+
+async def live(asked: Asked[Any, None]) -> Response:
+    """Say that this process answers."""
+    return json_response(Health(status="live"))
+
+
+async def ready(asked: Asked[Any, None]) -> Response:
+    """Say whether requests can be served: Redis has to answer."""
+    try:
+        async with asyncio.timeout(PING_TIMEOUT_S):
+            await asked.shim.store.redis.ping()
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StorageUnavailable(f"Redis does not answer a PING: {error}.") from error
+    return json_response(Health(status="ready"))
+
+
+async def metrics(asked: Asked[Any, None]) -> Response:
+    """Give this process's counters in Prometheus's text format."""
+    return Response(generate_latest(asked.shim.counters.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,63 @@
+"""Around every request: its id, its line in the log, its count; and the answer when something broke that nobody foresaw.
+
+Owns X-Request-Id. Does not know any route.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api_shim.counters import Counters
+from api_shim.problem import problem_response
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Observed:
+    """ASGI middleware, the outermost."""
+
+    def __init__(self, app: ASGIApp, *, counters: Counters) -> None:
+        """Wrap `app`."""
+        self._app = app
+        self._counters = counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and watch its answer."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        began_s = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                log.exception("request broke")
+                if status:
+                    raise
+                await problem_response(RuntimeError())(scope, receive, send_with_id)
+            finally:
+                took_s = time.perf_counter() - began_s
+                route = scope.get("state", {}).get("route", "none")
+                method = scope.get("method", "WEBSOCKET")
+                self._counters.requests.labels(method, route, status).inc()
+                self._counters.seconds.labels(route).observe(took_s)
+                log.info("request", method=method, route=route, status=status, took_ms=round(took_s * 1000, 1))

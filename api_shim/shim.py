@@ -1,0 +1,89 @@
+"""What every handler of this process shares.
+
+Owns opening and closing it. Does not know the routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from agent_exec.api_keys import ApiKeys
+from agent_exec.embedded import redis_url
+from agent_exec.errors import StorageUnavailable
+from agent_exec.script import Call
+from agent_exec.settings import Settings
+from agent_exec.store import Store
+from api_shim.counters import Counters
+from api_shim.live import Live
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+#: A caller hears within 3 s that the store does not answer (docs/promise.md); the store itself may try for longer.
+STORAGE_DEADLINE_S = 2.0
+#: How soon open streams end after SIGTERM.
+DRAIN_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Shim:
+    """One process of the shim: its settings, its store, who may come in, and what is followed live."""
+
+    settings: Settings
+    store: Store
+    api_keys: ApiKeys
+    live: Live
+    counters: Counters
+
+    async def run(self, call: Call[T]) -> T:
+        """Run one call of a script, or give it up in time to tell the caller.
+
+        Raises:
+            StorageUnavailable: no answer within `STORAGE_DEADLINE_S`; the call may or may not have taken effect.
+        """
+        try:
+            async with asyncio.timeout(STORAGE_DEADLINE_S):
+                return await self.store.run(call)
+        except TimeoutError:
+            raise StorageUnavailable(f"Redis has not answered for {STORAGE_DEADLINE_S} s.") from None
+
+
+@asynccontextmanager
+async def opened(settings: Settings, counters: Counters) -> AsyncIterator[Shim]:
+    """Open the shim's parts. Redis may be down: nothing waits for it but readiness and those who ask."""
+    url = await asyncio.to_thread(redis_url, settings)
+    store, live = Store(url), Live(url)
+    api_keys = ApiKeys(settings.api_keys_file)
+    if api_keys.count() == 0:
+        log.warning(
+            "no API key lets anybody in: every request will be answered 401",
+            remedy="agent-exec keys create --tenant T, with AGENT_EXEC_API_KEYS_FILE naming the file",
+        )
+    async with live.running(store.redis):
+        drainer = asyncio.create_task(_drain_on_exit(live))
+        try:
+            yield Shim(settings, store, api_keys, live, counters)
+        finally:
+            drainer.cancel()
+            await store.aclose()
+
+
+async def _drain_on_exit(live: Live) -> None:
+    """End open streams when the server is told to exit.
+
+    uvicorn closes the lifespan only once its last connection is closed, so an endless stream has to hear of the signal
+    in another way: from the server itself, whose method handles it.
+    """
+    while True:
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if getattr(server, "should_exit", False):
+            live.drain()
+            return
+        await asyncio.sleep(DRAIN_POLL_S)

@@ -1,0 +1,122 @@
+"""The peers' and our common model: an OpenAI-compatible stream and a tool registry, as light as ASGI allows.
+
+The first turn asks for one tool; the next one answers with `TOKENS` tokens, `--gap` seconds apart.
+`python -m benchmarks.wire --port N --gap 0.05`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+
+TOKENS = 100
+TOOL = {
+    "name": "get_weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "effect": "read",
+}
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def _chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+    return _event({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "script", "choices": choices})
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def _call(arguments: str, **first: Any) -> dict[str, Any]:
+    name = {"name": "get_weather"} if first else {}
+    return {"tool_calls": [{"index": 0, **first, "function": {"arguments": arguments, **name}}]}
+
+
+_USAGE = {"prompt_tokens": 20, "completion_tokens": TOKENS, "total_tokens": 20 + TOKENS}
+_END = [
+    _event(
+        {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "script", "choices": [], "usage": _USAGE}
+    ),
+    b"data: [DONE]\n\n",
+]
+TOOL_TURN = [
+    _chunk({"role": "assistant", "content": None}),
+    _chunk(_call("", id="call_1", type="function")),
+    *[_chunk(_call(part)) for part in ('{"ci', 'ty": "', "Lima", '"}')],
+    _chunk({}, "tool_calls"),
+    *_END,
+]
+TEXT_TURN = [
+    _chunk({"role": "assistant", "content": ""}),
+    *[_chunk({"content": f" word{number}"}) for number in range(TOKENS)],
+    _chunk({}, "stop"),
+    *_END,
+]
+
+
+class Wire:
+    """The application; `gap_s` is the pause before each token."""
+
+    def __init__(self, gap_s: float) -> None:
+        self._gap_s = gap_s
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        body = await _body(receive)
+        if scope["path"].endswith("/chat/completions"):
+            await self._stream(TEXT_TURN if b'"tool_call_id"' in body else TOOL_TURN, send)
+        elif scope["path"].endswith("/execute"):
+            await _json(send, {"result": "sunny"})
+        elif scope["path"].endswith("/tools"):
+            await _json(send, {"tools": [TOOL]})
+        else:
+            await _json(send, {}, status=404)
+
+    async def _stream(self, turn: list[bytes], send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for piece in turn:
+            if self._gap_s:
+                await asyncio.sleep(self._gap_s)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _live(receive: Any, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"].endswith("shutdown"):
+            return
+
+
+async def _body(receive: Any) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return body
+
+
+async def _json(send: Send, body: Any, *, status: int = 200) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--gap", type=float, default=0.0)
+    options = parser.parse_args()
+    uvicorn.run(Wire(options.gap), port=options.port, log_level="warning", access_log=False)

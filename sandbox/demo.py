@@ -1,0 +1,271 @@
+"""`python -m sandbox demo`: everything started, one execution followed to its end, and where its time went.
+
+Owns the story that is told. Does not know how the stack is run, nor how a stage is worked out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agent_exec.cli.event_view import EventView
+from agent_exec.cli.text import one_line, printable
+from agent_exec.contract.event import Frame
+from agent_exec.contract.execution import ExecutionView, FinalResponse
+from agent_exec.embedded import EmbeddedServer
+from agent_exec.errors import AgentExecError
+from agent_exec.settings import read_settings
+from sandbox import ending
+from sandbox.stack import QUESTION, Ports, Stack, running
+from sandbox.supervised import Failed
+from sandbox.timeline import Span, Stage, stages
+
+TENANT, AGENT = "acme", "desk"
+#: Small, and they call tools well.
+REAL_MODELS = {"openai": "gpt-4o-mini", "groq": "llama-3.3-70b-versatile"}
+#: The last frames are on their way to the orchestrator while the answer is read.
+FRAMES_WITHIN_S = 5.0
+#: The demo hears that it is still connected, and looks whether every process still runs.
+PING_S = 1
+BAR_CELLS = 40
+SCRIPTED = "scripted"
+
+
+def demo(*, question: str | None, provider: str | None, model: str | None) -> int:
+    """Tell the story; return the exit code. `provider` is a real one to use; None asks a person, if one is there."""
+    ending.raise_on_signals()
+    console = Console(highlight=False, soft_wrap=True)
+    state_dir = read_settings().state_dir
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="demo-", dir=state_dir))
+    try:
+        real = _real_provider(provider)
+        began = time.monotonic()
+        with _stack(directory, real=real) as stack:
+            _await_ready(console, stack, began=began)
+            _tell(console, stack, question=question or QUESTION, overrides=_overrides(real, model))
+    except ending.Asked as asked:
+        console.print("\nStopped.")
+        code = asked.exit_code
+    except (AgentExecError, Failed, httpx.HTTPError) as error:
+        click.echo(f"\nThe demo failed: {error}\nAll logs: {directory / 'logs'}", err=True)
+        return 1
+    else:
+        code = 0
+    shutil.rmtree(directory)
+    return code
+
+
+@contextmanager
+def _stack(directory: Path, *, real: str | None) -> Iterator[Stack]:
+    """Start everything, on a store of its own: another stack on this machine is not disturbed."""
+    inherited = os.environ  # noqa: TID251 handed on to the processes of the service
+    environment = {name: value for name, value in inherited.items() if not name.startswith("AGENT_EXEC_")}
+    with EmbeddedServer(directory / "redis") as redis:
+        environment |= {"AGENT_EXEC_REDIS_URL": redis.url, "AGENT_EXEC_API_SSE_PING_S": str(PING_S)}
+        with running(
+            state_dir=directory, environment=environment, ports=Ports.free(), echo=False, real_provider=real
+        ) as stack:
+            stack.supervised.guard(redis.pid)
+            yield stack
+
+
+def _await_ready(console: Console, stack: Stack, *, began: float) -> None:
+    left = list(stack.supervised.members)
+
+    def ready(name: str) -> None:
+        left.remove(name)
+        status.update(f"starting {', '.join(left)}")
+
+    with console.status(f"starting {', '.join(left)}") as status:
+        stack.await_ready(ready=ready)
+    names = ", ".join(stack.supervised.members)
+    console.print(f"Ready in {time.monotonic() - began:.1f} s: embedded Valkey, {names}.")
+
+
+def _tell(console: Console, stack: Stack, *, question: str, overrides: Mapping[str, Any]) -> None:
+    _heading(console, "One execution, over HTTP")
+    with httpx.Client(
+        base_url=stack.shim_url,
+        headers={"Authorization": f"Bearer {stack.keys[TENANT]}"},
+        timeout=30,
+        trust_env=False,
+    ) as http:
+        asked = {"agent_id": AGENT, "query": question, "agent_config": overrides}
+        sent = time.monotonic()
+        answer = http.post("/v1/executions", json=asked).raise_for_status()
+        accepted_ms = (time.monotonic() - sent) * 1000
+        execution_id = answer.json()["execution_id"]
+        console.print(f"POST /v1/executions → {answer.status_code} in {accepted_ms:.0f} ms: {printable(question)}")
+        console.print(f"GET  /v1/executions/{execution_id}/events\n")
+        frames = _follow(console, stack, http, execution_id)
+        view = ExecutionView.model_validate_json(http.get(f"/v1/executions/{execution_id}").raise_for_status().content)
+    if view.response is None:
+        raise Failed(f"Execution '{execution_id}': its events ended, and there is no final response.")
+    _heading(console, "The final response")
+    console.print(_response(view.response))
+    _heading(console, "What the orchestrator received over its WebSocket")
+    console.print(_arrivals(_frames_at_orchestrator(stack, execution_id, count=len(frames))))
+    _heading(console, "Where the time went")
+    console.print(_times(stages(frames, provider_calls=_provider_calls(stack))))
+    if view.response.error is not None:
+        raise Failed(f"Execution '{execution_id}': {view.response.error.code}: {view.response.error.message}")
+
+
+def _follow(console: Console, stack: Stack, http: httpx.Client, execution_id: str) -> list[Frame]:
+    """Show the events as they come; return them all."""
+    frames: list[Frame] = []
+    with http.stream("GET", f"/v1/executions/{execution_id}/events") as events, EventView(console=console) as view:
+        events.raise_for_status()
+        for line in events.iter_lines():
+            stack.supervised.check()
+            if line.startswith("data:"):
+                frames.append(Frame.model_validate_json(line.removeprefix("data:").strip()))
+                view.show(frames[-1])
+    return frames
+
+
+def _response(response: FinalResponse) -> Table:
+    usage = response.usage
+    cost = "unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
+    table = _table("", "")
+    table.show_header = False
+    table.add_row("status", response.status)
+    table.add_row("text", Text(printable(response.output.text), "bold"))
+    table.add_row("model", f"{response.provider} {response.model}, {response.turns} turns")
+    table.add_row("usage", f"{usage.prompt_tokens} tokens read, {usage.completion_tokens} written, cost {cost}")
+    for call in response.tool_calls:
+        said = one_line(call.error.model_dump() if call.error is not None else call.result)
+        table.add_row("tool call", Text(f"{call.name} {one_line(call.arguments)} → {said}"))
+    return table
+
+
+def _frames_at_orchestrator(stack: Stack, execution_id: str, *, count: int) -> list[dict[str, Any]]:
+    """Return the frames that the orchestrator holds, once all are there.
+
+    Raises:
+        Failed: they are not, in time.
+    """
+    give_up_at = time.monotonic() + FRAMES_WITHIN_S
+    while True:
+        answer = stack.neighbour(f"/orchestrator/frames?execution={execution_id}")
+        if len(answer["frames"]) >= count:
+            frames: list[dict[str, Any]] = answer["frames"]
+            return frames
+        if time.monotonic() > give_up_at:
+            came = f"{len(answer['frames'])} of {count} frames came to the orchestrator"
+            raise stack.supervised.members["notifier"].failure(f"is late: {came} within {FRAMES_WITHIN_S:.0f} s")
+        time.sleep(0.05)
+
+
+def _arrivals(arrivals: Sequence[dict[str, Any]]) -> Table:
+    frames = [Frame.model_validate(arrival["frame"], strict=False) for arrival in arrivals]
+    late_ms = [
+        arrival["received_at_ms"] - frame.timestamp.timestamp() * 1000
+        for arrival, frame in zip(arrivals, frames, strict=True)
+    ]
+    gap_free = [frame.sequence for frame in frames] == list(range(1, len(frames) + 1))
+    table = _table("event", "frames")
+    for event, count in Counter(frame.event for frame in frames).items():
+        table.add_row(event.value, str(count))
+    table.add_section()
+    order = "in order, each once" if gap_free else "NOT in order"
+    table.add_row(
+        f"all {order}, {sorted(late_ms)[len(late_ms) // 2]:.0f} ms after the event (median)", str(len(frames))
+    )
+    return table
+
+
+def _provider_calls(stack: Stack) -> list[Span]:
+    """Return when the scripted provider was at work, by its own journal."""
+    calls = stack.neighbour("/openai/journal")["calls"]
+    return [Span(call["at_ms"], call["ended_at_ms"]) for call in calls if call["ended_at_ms"] is not None]
+
+
+def _times(of: Sequence[Stage]) -> Table:
+    whole = Span(of[0].span.from_ms, of[-1].span.to_ms)
+    table = _table("stage", "began", "took", "provider, tools", "this service", "")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for stage in of:
+        name = stage.name
+        if stage.first_token_ms is not None:
+            name += f" (first token after {stage.first_token_ms:.0f} ms)"
+        began_ms = stage.span.from_ms - whole.from_ms
+        table.add_row(
+            name, *_milliseconds(began_ms, stage.span.ms, stage.elsewhere_ms, stage.here_ms), _bar(stage, whole)
+        )
+    table.add_section()
+    elsewhere_ms = sum(stage.elsewhere_ms for stage in of)
+    table.add_row("accepted to completed", *_milliseconds(0.0, whole.ms, elsewhere_ms, whole.ms - elsewhere_ms), "")
+    return table
+
+
+def _milliseconds(*values: float) -> list[str]:
+    return [f"{value:.0f} ms" for value in values]
+
+
+def _bar(stage: Stage, whole: Span) -> Text:
+    """Return the stage's place in the whole: light where others were at work, dark where we were."""
+    bar = Text()
+    for cell in range(BAR_CELLS):
+        at_ms = whole.from_ms + (cell + 0.5) * whole.ms / BAR_CELLS
+        if not stage.span.from_ms <= at_ms < stage.span.to_ms:
+            bar.append(" ")
+        elif any(span.from_ms <= at_ms < span.to_ms for span in stage.elsewhere):
+            bar.append("░", "cyan")
+        else:
+            bar.append("█", "green")
+    return bar
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    if console.is_terminal:
+        console.rule(f"[bold]{text}", align="left", style="dim")
+    else:
+        console.print(text)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    table.columns[0].style = "dim"
+    return table
+
+
+def _real_provider(asked: str | None) -> str | None:
+    """Return the real provider to use, if any: the one asked for, or the one whose key is set and a person agrees to."""
+    settings = read_settings()
+    keys = {"openai": settings.openai_api_key, "groq": settings.groq_api_key}
+    if asked is not None and asked != SCRIPTED:
+        if keys[asked] is None:
+            raise Failed(f"--provider {asked} needs {asked.upper()}_API_KEY.")
+        return asked
+    usable = [name for name, key in keys.items() if key is not None]
+    if asked == SCRIPTED or not usable:
+        return None
+    name = usable[0]
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        question = f"{name.upper()}_API_KEY is set. Ask {name} (its tokens cost money) instead of the scripted model?"
+        return name if click.confirm(question, default=False) else None
+    click.echo(f"{name.upper()}_API_KEY is set: --provider {name} asks {name} instead of the scripted model.")
+    return None
+
+
+def _overrides(real: str | None, model: str | None) -> dict[str, Any]:
+    """Return what the request changes in the agent's configuration: nothing for the scripted model."""
+    return {} if real is None else {"provider": real, "model": model or REAL_MODELS[real]}

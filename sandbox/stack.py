@@ -1,0 +1,221 @@
+"""The whole local stack: the service's processes, the neighbours around them, and one address and key for each.
+
+Owns which processes there are, what each is told by its environment, when each is ready, and in which order they stop. Does
+not know how processes are run (supervised.py), nor what is shown (up.py, demo.py).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_exec import api_keys
+from agent_exec.embedded import free_port
+from sandbox.app import sandbox_environment
+from sandbox.management import SEED_AGENTS, SEED_TENANTS
+from sandbox.supervised import Supervised
+
+#: Two tools at once, for the scripted model as for a real one.
+QUESTION = "What is 17 * 23, and what time is it in Tokyo?"
+
+ROOT = Path(__file__).parent.parent
+#: A cold start of everything at once on two busy cores takes some ten seconds.
+READY_S = 60.0
+POLL_S = 0.05
+#: On a developer's machine nobody waits half a minute for a Ctrl-C.
+SHUTDOWN_GRACE_S = 5
+#: Intake first, then those who work, then those who report it, and at last those whom they talk to.
+STOP_ORDER = (("shim", "flower"), ("worker",), ("notifier",), ("neighbours",))
+
+#: Straight to this machine, whatever proxy the environment names.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+class PortTaken(Exception):
+    """A port of the stack belongs to another program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the stack listens, all on 127.0.0.1. Without `flower` there is no Flower."""
+
+    shim: int
+    neighbours: int
+    flower: int | None
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Return ports that nobody holds, without Flower's."""
+        return cls(shim=free_port(), neighbours=free_port(), flower=None)
+
+    def check(self) -> None:
+        """Look whether they are free.
+
+        Raises:
+            PortTaken: names the one that is not.
+        """
+        for what, port in (("the shim", self.shim), ("Flower", self.flower), ("the neighbours", self.neighbours)):
+            if port is not None and _is_taken(port):
+                raise PortTaken(f"Port {port}, for {what}, is taken by another program")
+
+
+class Stack:
+    """Everything, running."""
+
+    def __init__(self, supervised: Supervised, ports: Ports, *, keys: Mapping[str, str], flower_password: str) -> None:
+        """Take what `running` made."""
+        self.supervised = supervised
+        self.ports = ports
+        #: The API key of each tenant of the sandbox.
+        self.keys = keys
+        self.flower_password = flower_password
+        self.shim_url = f"http://127.0.0.1:{ports.shim}"
+        self.neighbours_url = f"http://127.0.0.1:{ports.neighbours}"
+        self.flower_url = None if ports.flower is None else f"http://127.0.0.1:{ports.flower}"
+
+    def await_ready(self, *, ready: Callable[[str], None]) -> None:
+        """Return when every process does its work; `ready` hears of each by its name.
+
+        Raises:
+            Failed: one ended, or is not ready in time.
+        """
+        waiting = self._conditions()
+        give_up_at = time.monotonic() + READY_S
+        while waiting:
+            self.supervised.check()
+            for name in [name for name, condition in waiting.items() if condition()]:
+                del waiting[name]
+                ready(name)
+            if waiting and time.monotonic() > give_up_at:
+                raise self.supervised.members[next(iter(waiting))].failure(f"is not ready after {READY_S:.0f} s")
+            time.sleep(POLL_S)
+
+    def neighbour(self, path: str) -> Any:
+        """Return what the sandbox answers to a GET, such as `/orchestrator/frames`."""
+        with _open(f"{self.neighbours_url}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def _conditions(self) -> dict[str, Callable[[], bool]]:
+        conditions = {
+            "neighbours": lambda: _answers(f"{self.neighbours_url}/health"),
+            "worker": self.supervised.members["worker"].is_ready.is_set,
+            "notifier": self._is_notifier_connected,
+            "shim": lambda: _answers(f"{self.shim_url}/health/ready"),
+        }
+        if self.flower_url is not None:
+            conditions["flower"] = lambda: _answers(f"{self.flower_url}/healthcheck")
+        return conditions
+
+    def _is_notifier_connected(self) -> bool:
+        try:
+            return bool(self.neighbour("/orchestrator/connections")["open"])
+        except OSError:
+            return False
+
+
+@contextmanager
+def running(
+    *,
+    state_dir: Path,
+    environment: Mapping[str, str],
+    ports: Ports,
+    echo: bool,
+    real_provider: str | None = None,
+) -> Iterator[Stack]:
+    """Start the stack, and stop it in order.
+
+    `environment` goes to every process of the service, under what points it at the sandbox; `real_provider` is the one
+    whose own address and key stay as they are there. The stores' address is in it, or left to AGENT_EXEC_STATE_DIR.
+
+    Raises:
+        PortTaken: a port is.
+    """
+    ports.check()
+    keys_file = state_dir / "sandbox-keys.json"
+    keys_file.unlink(missing_ok=True)
+    keys = {tenant.tenant_id: api_keys.create(keys_file, tenant_id=tenant.tenant_id) for tenant in SEED_TENANTS}
+    points = sandbox_environment(f"http://127.0.0.1:{ports.neighbours}")
+    if real_provider is not None:
+        points = {name: value for name, value in points.items() if not name.startswith(real_provider.upper())}
+    told = {
+        "AGENT_EXEC_LOG_FORMAT": "console",
+        "AGENT_EXEC_SHUTDOWN_GRACE_S": str(SHUTDOWN_GRACE_S),
+        **environment,
+        **points,
+        "AGENT_EXEC_STATE_DIR": str(state_dir.absolute()),
+        "AGENT_EXEC_API_KEYS_FILE": str(keys_file.absolute()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    with Supervised(logs=state_dir.absolute() / "logs", environment=told, directory=ROOT, echo=echo) as supervised:
+        stack = Stack(supervised, ports, keys=keys, flower_password=secrets.token_urlsafe(12))
+        try:
+            _start(stack)
+            yield stack
+        finally:
+            supervised.stop(*STOP_ORDER)
+
+
+def _start(stack: Stack) -> None:
+    start, python, ports = stack.supervised.start, sys.executable, stack.ports
+    start("neighbours", python, "-m", "sandbox", "neighbours", "--port", str(ports.neighbours))
+    start(
+        "worker",
+        # One worker alone has nobody to ask what it missed; asking takes a second of every start.
+        *[python, "-m", "celery", "-A", "tasks", "worker", "--loglevel=INFO", "--without-mingle", "--without-gossip"],
+        ready_words=" ready.",
+    )
+    start("notifier", python, "-m", "notifier")
+    start("shim", python, "-m", "uvicorn", "api_shim.app:app", "--host", "127.0.0.1", "--port", str(ports.shim))
+    if ports.flower is not None:
+        start(
+            "flower",
+            *[
+                python,
+                "-m",
+                "celery",
+                "-A",
+                "tasks",
+                "flower",
+                "--address=127.0.0.1",
+                f"--port={ports.flower}",
+                "--logging=warning",
+            ],
+            environment={
+                "FLOWER_BASIC_AUTH": f"sandbox:{stack.flower_password}"
+            },  # a command line shows it to everyone
+        )
+
+
+def agents_by_tenant() -> dict[str, list[str]]:
+    """Return the agents that the sandbox's Agent Management knows."""
+    return {
+        tenant.tenant_id: [agent.agent_id for owner, agent in SEED_AGENTS if owner == tenant.tenant_id]
+        for tenant in SEED_TENANTS
+    }
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _open(url, timeout=2):
+            return True
+    except OSError:  # urllib's errors, an answer such as 503 among them
+        return False
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,50 @@
+"""Taking in a standard message over Celery: validate, store, send the first hint. Only then is it acknowledged.
+
+Owns what becomes of a message that cannot be taken in: a dead letter with its reason and, where it names an execution id, an
+error as its Celery result. Does not know how an execution runs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import structlog
+from celery import Task
+
+from agent_exec import keys, submission
+from agent_exec.broker import fair_queue
+from agent_exec.contract.model import EXECUTION_ID_PATTERN
+from agent_exec.errors import Conflict, InvalidMessage
+from tasks.resources import Resources
+from tasks.response import celery_refusal
+
+log = structlog.get_logger(__name__)
+
+
+async def take_in(task: Task, raw: Any) -> None:
+    """Store the execution that `raw`, the decoded message, asks for."""
+    resources: Resources = task.resources
+    try:
+        message = submission.message_from(raw)
+        accepted = await resources.store.insist(
+            submission.store(message, open_retention_s=resources.settings.open_retention_s)
+        )
+    except (InvalidMessage, Conflict) as error:
+        await _refuse(task, raw, error)
+        return
+    if not accepted.replayed:
+        await resources.store.insist(submission.first_hint(message).push())
+    log.info("execution accepted", execution_id=accepted.execution_id, tenant_id=message.tenant_id)
+
+
+async def _refuse(task: Task, raw: Any, error: InvalidMessage | Conflict) -> None:
+    resources: Resources = task.resources
+    log.warning("message refused", code=error.code, reason=str(error))
+    named = raw.get("execution_id") if isinstance(raw, dict) else None
+    if isinstance(error, InvalidMessage) and isinstance(named, str) and re.fullmatch(EXECUTION_ID_PATTERN, named):
+        key, meta = keys.celery_result(named), celery_refusal(named, error)
+        await resources.store.redis.set(key, meta, ex=resources.settings.retention_s, nx=True)
+        await resources.store.redis.publish(key, meta)
+    delivery = task.request.properties.get("delivery_tag", "")
+    await resources.store.insist(fair_queue.dead_letter(delivery, reason=f"{error.code}: {error}"))

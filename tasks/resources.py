@@ -1,0 +1,86 @@
+"""What every step of a process works with, opened on the pool's loop and closed with it.
+
+Owns the order of opening and closing, and the two background duties: heartbeats and upkeep. Does not know any step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from agent_exec.embedded import redis_url
+from agent_exec.settings import Settings, read_settings
+from agent_exec.store import Store
+from providers.catalog import Providers
+from tasks.leases import Leases
+from tasks.neighbours.http import Neighbour
+from tasks.neighbours.management import AgentManagement
+from tasks.neighbours.orchestrator import Orchestrator
+from tasks.neighbours.registry import ToolRegistry
+from tasks.upkeep import keep_up
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Settings, the store, the leases, the neighbours and the providers."""
+
+    settings: Settings
+    store: Store
+    leases: Leases
+    providers: Providers
+    management: AgentManagement
+    registry: ToolRegistry
+    orchestrator: Orchestrator
+    worker: str
+
+
+@contextlib.asynccontextmanager
+async def open_resources(_app: Any) -> AsyncIterator[Resources]:
+    """Open all of it, for as long as the worker's loop runs (`worker_lifespan` in celeryconfig.py)."""
+    settings = read_settings()
+    async with contextlib.AsyncExitStack() as stack:
+        store = Store(redis_url(settings))
+        stack.push_async_callback(store.aclose)
+        providers = Providers(settings)
+        stack.push_async_callback(providers.aclose)
+        management, registry, orchestrator = [
+            await stack.enter_async_context(_neighbour(settings, name, url))
+            for name, url in (
+                ("Agent Management", settings.agent_management_url),
+                ("Tool Registry", settings.tool_registry_url),
+                ("Orchestrator", settings.orchestrator_url),
+            )
+        ]
+        leases = Leases(store, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s)
+        for duty in (leases.beat(), keep_up(store)):
+            await stack.enter_async_context(_background(duty))
+        yield Resources(
+            settings=settings,
+            store=store,
+            leases=leases,
+            providers=providers,
+            management=AgentManagement(management, ttl_s=settings.config_ttl_s),
+            registry=ToolRegistry(registry, ttl_s=settings.config_ttl_s),
+            orchestrator=Orchestrator(orchestrator),
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+        )
+
+
+def _neighbour(settings: Settings, name: str, url: str) -> Neighbour:
+    return Neighbour(name, url, token=settings.service_token.get_secret_value(), timeout_s=settings.neighbour_timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def _background(duty: Any) -> AsyncIterator[None]:
+    task = asyncio.create_task(duty)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,73 @@
+"""A worker, played: what the steps of an execution write to the ledger, in the order that a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from agent_exec.contract.completion import Usage
+from agent_exec.contract.event import CompletedData, EventName, TokenData
+from agent_exec.contract.execution import FinalResponse, Output
+from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import Claimed, Event, Hold, StepRef
+from agent_exec.store import Store
+
+
+class PlayedWorker:
+    """The worker of one execution."""
+
+    def __init__(self, store: Store, tenant_id: str, execution_id: str) -> None:
+        self._store = store
+        self._ref = StepRef(tenant_id, execution_id, "prompt")
+        self._hold: Hold | None = None
+
+    async def tell(self, *tokens: str) -> None:
+        """Stream tokens, one event each."""
+        hold = await self._claimed()
+        told = [Event(EventName.TOKEN, TokenData(token=token).model_dump_json()) for token in tokens]
+        assert await self._store.run(ledger.tell(hold, told)) == "told"
+
+    async def finish(self, text: str = "42", **fields: Any) -> FinalResponse:
+        """End the execution."""
+        hold = await self._claimed()
+        now = datetime.now(UTC)
+        response = FinalResponse(
+            execution_id=self._ref.execution_id,
+            tenant_id=self._ref.tenant_id,
+            agent_id="desk",
+            status="completed",
+            output=Output(text=text),
+            usage=Usage(),
+            created_at=now,
+            finished_at=now,
+            **fields,
+        )
+        end = ledger.finish(
+            hold,
+            result="{}",
+            status="completed",
+            response=response.model_dump_json(),
+            celery_result="{}",
+            events=[Event(EventName.COMPLETED, CompletedData(response=response).model_dump_json())],
+            retention_s=3_600,
+        )
+        assert await self._store.run(end) == "finished"
+        return response
+
+    async def _claimed(self) -> Hold:
+        if self._hold is None:
+            claimed = await self._store.run(ledger.claim(self._ref, lease_s=60, worker="played"))
+            assert isinstance(claimed, Claimed), claimed
+            self._hold = claimed.hold
+        return self._hold
+
+
+async def until(condition: Any, *, within_s: float = 10) -> None:
+    """Wait until `condition()`, sync or async, holds."""
+    async with asyncio.timeout(within_s):
+        while True:
+            outcome = condition()
+            if await outcome if asyncio.iscoroutine(outcome) else outcome:
+                return
+            await asyncio.sleep(0.01)

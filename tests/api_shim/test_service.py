@@ -1,0 +1,181 @@
+"""The shim as operators meet it: health, metrics, its OpenAPI document, its end, and Redis away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import redis
+from openapi_spec_validator import validate
+
+from agent_exec.embedded import EmbeddedServer
+from api_shim.app import OPERATIONS
+from api_shim.problem import Problem
+from tests.api_shim.conftest import session
+from tests.api_shim.played_worker import until
+from tests.api_shim.shim_process import ShimProcess, shim_process
+
+WORK = {"agent_id": "desk", "query": "hello"}
+#: What an answer may take to come when the store is away (docs/promise.md).
+REFUSED_WITHIN_S = 3.0
+
+
+async def test_it_lives_and_is_ready_without_a_key(shim: ShimProcess) -> None:
+    async with aiohttp.ClientSession(shim.url) as anybody:
+        for path, status in (("/health/live", "live"), ("/health/ready?now=1", "ready")):
+            async with anybody.get(path) as response:
+                assert (response.status, await response.json()) == (200, {"status": status})
+
+
+async def test_its_counters_have_no_series_of_a_callers_making(acme: aiohttp.ClientSession) -> None:
+    await (await acme.get("/v1/executions/no-such-id")).read()
+    await (await acme.get("/nowhere/CANARY")).read()
+    async with acme.get("/metrics") as response:
+        text = await response.text()
+    assert 'route="/v1/executions/{execution_id}",status="404"' in text
+    assert 'route="none",status="404"' in text
+    assert "CANARY" not in text
+
+
+async def test_every_answer_bears_a_request_id(acme: aiohttp.ClientSession) -> None:
+    for path in ("/v1/executions", "/nowhere", "/health/live"):
+        async with acme.get(path, headers={"X-Request-Id": "my-id.1"}) as response:
+            assert response.headers["X-Request-Id"] == "my-id.1"
+        async with acme.get(path, headers={"X-Request-Id": "not an id"}) as response:
+            assert len(response.headers["X-Request-Id"]) == 32
+
+
+async def test_the_openapi_document_is_valid_and_whole(shim: ShimProcess) -> None:
+    async with aiohttp.ClientSession(shim.url) as anybody, anybody.get("/openapi.json") as response:
+        document = await response.json()
+    validate(document)
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described == {(one.method, one.path) for one in OPERATIONS if one.method != "WEBSOCKET"}
+    submit = document["paths"]["/v1/executions"]["post"]
+    assert {parameter["name"] for parameter in submit["parameters"]} == {"Idempotency-Key", "Prefer"}
+    assert {"200", "202", "401", "413", "422", "503"} <= set(submit["responses"])
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def own_shim(own_redis: EmbeddedServer, tmp_path: Path, keys_file: Path) -> Iterator[ShimProcess]:
+    with shim_process(tmp_path, redis_url=own_redis.url, api_keys_file=keys_file) as shim:
+        yield shim
+
+
+async def accepted_s(caller: aiohttp.ClientSession) -> tuple[int, float]:
+    """Submit; return the status, and how long the answer took."""
+    began_s = time.monotonic()
+    async with caller.post("/v1/executions", json=WORK) as response:
+        if response.status == 503:
+            assert response.headers["Retry-After"] == "1"
+            assert Problem.model_validate_json(await response.text()).retryable
+        return response.status, time.monotonic() - began_s
+
+
+async def test_while_redis_is_dead_answers_are_503_and_soon(
+    own_redis: EmbeddedServer, own_shim: ShimProcess, api_key: dict[str, str]
+) -> None:
+    async with session(own_shim, api_key["acme"]) as caller:
+        own_redis.kill()
+        answers = await asyncio.gather(*[accepted_s(caller) for _ in range(50)])
+        assert {status for status, _ in answers} == {503}
+        assert max(took_s for _, took_s in answers) < REFUSED_WITHIN_S
+        for path, status in (("/health/live", 200), ("/health/ready", 503), ("/v1/executions", 503)):
+            async with caller.get(path) as response:
+                assert response.status == status
+                assert str(own_redis.directory) not in await response.text()
+        own_redis.start()
+
+        async def is_accepted() -> bool:
+            return (await accepted_s(caller))[0] == 202
+
+        await until(is_accepted, within_s=5)
+
+
+async def test_while_redis_hangs_answers_are_503_and_soon(
+    own_redis: EmbeddedServer, own_shim: ShimProcess, api_key: dict[str, str]
+) -> None:
+    async with session(own_shim, api_key["acme"]) as caller:
+        assert (await accepted_s(caller))[0] == 202
+        os.kill(own_redis.pid, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                answers = await asyncio.gather(*[accepted_s(caller) for _ in range(20)])
+                assert {status for status, _ in answers} == {503}
+                assert max(took_s for _, took_s in answers) < REFUSED_WITHIN_S
+        finally:
+            os.kill(own_redis.pid, signal.SIGCONT)
+
+        async def is_accepted() -> bool:
+            return (await accepted_s(caller))[0] == 202
+
+        await until(is_accepted, within_s=5)
+
+
+async def test_a_full_redis_is_said_to_be_full(
+    own_redis: EmbeddedServer, own_shim: ShimProcess, api_key: dict[str, str]
+) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+        async with session(own_shim, api_key["acme"]) as caller:
+            async with caller.post("/v1/executions", json=WORK) as response:
+                assert response.status == 503
+                assert Problem.model_validate_json(await response.text()).code == "storage_full"
+            client.config_set("maxmemory", 0)
+            assert (await accepted_s(caller))[0] == 202
+
+
+async def test_it_starts_before_redis_does(tmp_path: Path, keys_file: Path, api_key: dict[str, str]) -> None:
+    with EmbeddedServer(tmp_path / "redis") as server:
+        url = server.url
+    with shim_process(tmp_path, redis_url=url, api_keys_file=keys_file) as shim:
+        async with session(shim, api_key["acme"]) as caller:
+            assert (await accepted_s(caller))[0] == 503
+            with server:
+                assert server.url == url
+
+                async def is_accepted() -> bool:
+                    return (await accepted_s(caller))[0] == 202
+
+                await until(is_accepted, within_s=5)
+
+
+async def test_told_to_end_it_lets_every_reader_and_waiter_go(own_shim: ShimProcess, api_key: dict[str, str]) -> None:
+    async with session(own_shim, api_key["acme"]) as caller:
+        async with caller.post("/v1/executions", json=WORK) as response:
+            path = response.headers["Location"]
+        waiter = asyncio.create_task(waits(caller))
+        await until(lambda: both_are_stored(caller))
+        async with caller.get(f"{path}/events") as stream, caller.ws_connect(f"{path}/ws") as socket:
+            await stream.content.readuntil(b"\n\n")
+            await socket.receive()
+            own_shim.send(signal.SIGTERM)
+            async with asyncio.timeout(5):
+                await stream.content.read()
+                assert (await socket.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+                assert await waiter == 202
+                await until(lambda: not own_shim.running)
+    assert "Traceback" not in own_shim.output
+
+
+async def both_are_stored(caller: aiohttp.ClientSession) -> bool:
+    async with caller.get("/v1/executions") as response:
+        return len((await response.json())["executions"]) == 2
+
+
+async def waits(caller: aiohttp.ClientSession) -> int:
+    async with caller.post("/v1/executions", json=WORK, headers={"Prefer": "wait=20"}) as response:
+        return response.status

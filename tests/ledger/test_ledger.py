@@ -1,0 +1,341 @@
+"""The life of an execution, by the ledger's calls alone: every script, every refusal, every repeat."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import redis
+
+from agent_exec import events, keys, submission
+from agent_exec.contract.event import EventName
+from agent_exec.contract.execution import ExecutionRequest
+from agent_exec.contract.message import Message
+from agent_exec.errors import Conflict, NotFound
+from agent_exec.hint import Hint
+from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Hold, NotClaimed, StepRef
+from agent_exec.script import Call
+from agent_exec.store import BlockingStore
+
+DAY_S = 86_400
+
+
+def a_message(query: str = "What is 6 * 7?", *, tenant_id: str = "acme", deadline_s: float | None = None) -> Message:
+    return submission.message_of(
+        ExecutionRequest(agent_id="desk", query=query, deadline_s=deadline_s), tenant_id=tenant_id
+    )
+
+
+def accepted(store: BlockingStore, message: Message | None = None) -> StepRef:
+    message = message or a_message()
+    store.run(submission.store(message, open_retention_s=DAY_S))
+    return StepRef(message.tenant_id, message.execution_id, "prompt")
+
+
+def claimed(store: BlockingStore, ref: StepRef, *, lease_s: float = 30) -> Claimed:
+    claim = store.run(ledger.claim(ref, lease_s=lease_s, worker="w"))
+    assert isinstance(claim, Claimed), claim
+    return claim
+
+
+def at(ref: StepRef, step: str) -> StepRef:
+    return StepRef(ref.tenant_id, ref.execution_id, step)
+
+
+def advance(store: BlockingStore, ref: StepRef, *next_steps: str, join: str = "") -> StepRef:
+    hold = claimed(store, ref).hold
+    recorded = ledger.record(hold, result="{}", events=[], next_steps=next_steps, parent_id="p", priority=5, join=join)
+    assert store.run(recorded) == "recorded"
+    return at(ref, next_steps[0])
+
+
+def finish(hold: Hold, status: str = "completed") -> Call[str]:
+    return ledger.finish(
+        hold,
+        result="{}",
+        status=status,  # type: ignore[arg-type]
+        response=json.dumps({"status": status}),
+        celery_result="{}",
+        events=[Event(EventName.COMPLETED, "{}")],
+        retention_s=DAY_S,
+    )
+
+
+def logged(store: BlockingStore, ref: StepRef) -> list[str]:
+    return [event.name for event in store.run(events.read(ref.tenant_id, ref.execution_id)).events]
+
+
+def test_accept_stores_the_whole_input_and_event_one(store: BlockingStore) -> None:
+    message = a_message()
+    ref = accepted(store, message)
+    record = store.run(ledger.look("acme", ref.execution_id))
+    assert record.message == message
+    assert record.status == "pending"
+    page = store.run(events.read("acme", ref.execution_id))
+    assert [(event.sequence, event.name) for event in page.events] == [(1, "agent_execution_started")]
+
+
+def test_accepting_the_same_message_again_is_the_same_execution(store: BlockingStore) -> None:
+    message = a_message()
+    assert not store.run(submission.store(message, open_retention_s=DAY_S)).replayed
+    assert store.run(submission.store(message, open_retention_s=DAY_S)).replayed
+    assert logged(store, StepRef("acme", message.execution_id, "prompt")) == ["agent_execution_started"]
+
+
+def test_the_same_id_with_other_content_is_a_conflict_and_changes_nothing(store: BlockingStore) -> None:
+    message = a_message("one")
+    accepted(store, message)
+    other = message.model_copy(update={"payload": a_message("two").payload})
+    with pytest.raises(Conflict, match="execution id came before"):
+        store.run(submission.store(other, open_retention_s=DAY_S))
+    assert store.run(ledger.look("acme", message.execution_id)).message.payload.query == "one"
+
+
+def test_an_idempotency_key_stands_for_one_execution(store: BlockingStore) -> None:
+    first, again = a_message("one"), a_message("one")
+    one = store.run(submission.store(first, open_retention_s=DAY_S, idempotency_key="k"))
+    two = store.run(submission.store(again, open_retention_s=DAY_S, idempotency_key="k"))
+    assert (two.execution_id, two.replayed) == (one.execution_id, True)
+    with pytest.raises(Conflict, match="idempotency key came before"):
+        store.run(submission.store(a_message("two"), open_retention_s=DAY_S, idempotency_key="k"))
+    elsewhere = a_message("two", tenant_id="globex")
+    assert not store.run(submission.store(elsewhere, open_retention_s=DAY_S, idempotency_key="k")).replayed
+
+
+def test_a_claim_hands_out_the_step_once(store: BlockingStore) -> None:
+    ref = accepted(store)
+    claim = claimed(store, ref)
+    assert (claim.attempt, claim.retries, claim.hold.fence) == (1, 0, 1)
+    assert claim.execution.status == "processing"
+    assert store.run(ledger.claim(ref, lease_s=30, worker="other")) == NotClaimed("busy")
+    assert store.run(ledger.look("acme", ref.execution_id)).status == "processing"
+
+
+@pytest.mark.parametrize("tenant_id", ["globex", "acme"])
+def test_a_hint_for_what_is_not_there_is_harmless(store: BlockingStore, tenant_id: str) -> None:
+    ref = accepted(store)
+    step = "prompt" if tenant_id == "globex" else "completion.9"
+    claim = ledger.claim(StepRef(tenant_id, ref.execution_id, step), lease_s=30, worker="w")
+    assert store.run(claim) == NotClaimed("gone")
+
+
+def test_an_expired_lease_lets_another_attempt_in_and_fences_the_first(store: BlockingStore) -> None:
+    ref = accepted(store)
+    first = claimed(store, ref, lease_s=0)
+    second = claimed(store, ref)
+    assert (second.attempt, second.hold.fence) == (2, 2)
+    assert store.run(ledger.tell(first.hold, [Event(EventName.PROGRESS, "{}")])) == "fenced"
+    assert store.run(ledger.wait(first.hold, due_in_s=1, events=[])) == "fenced"
+    assert store.run(finish(first.hold)) == "fenced"
+    assert store.run(ledger.renew([first.hold, second.hold], lease_s=30)) == ["lost", "held"]
+    assert logged(store, ref) == ["agent_execution_started"], "a fenced write leaves nothing"
+
+
+def test_tokens_of_a_lost_attempt_are_declared_void(store: BlockingStore) -> None:
+    ref = accepted(store)
+    first = claimed(store, ref, lease_s=0)
+    store.run(ledger.tell(first.hold, [Event(EventName.TOKEN, "{}")], piece=1))
+    claimed(store, ref, lease_s=0)
+    claimed(store, ref)
+    assert logged(store, ref) == ["agent_execution_started", "agent_response_token", "step_restarted"]
+
+
+def test_a_piece_told_twice_is_logged_once(store: BlockingStore) -> None:
+    ref = accepted(store)
+    hold = claimed(store, ref).hold
+    for piece in (1, 1, 2, 1):
+        assert store.run(ledger.tell(hold, [Event(EventName.TOKEN, "{}")], piece=piece)) == "told"
+    assert logged(store, ref).count("agent_response_token") == 2
+
+
+def test_a_record_repeated_after_a_lost_reply_changes_nothing(store: BlockingStore) -> None:
+    ref = accepted(store)
+    hold = claimed(store, ref).hold
+    call = ledger.record(
+        hold,
+        result='{"a":1}',
+        events=[Event(EventName.PROGRESS, "{}")],
+        next_steps=["completion.1"],
+        parent_id="p",
+        priority=7,
+        deadline_s=60,
+    )
+    assert [store.run(call), store.run(call)] == ["recorded", "done"]
+    record = store.run(ledger.look("acme", ref.execution_id))
+    assert (record.result("prompt"), record.priority) == ('{"a":1}', 7)
+    assert record.deadline_ms is not None
+    assert logged(store, ref) == ["agent_execution_started", "agent_execution_progress"]
+    assert store.run(ledger.claim(ref, lease_s=1, worker="w")) == NotClaimed("done")
+
+
+def test_a_deadline_that_the_caller_set_is_kept(store: BlockingStore) -> None:
+    ref = accepted(store, a_message(deadline_s=5))
+    before = store.run(ledger.look("acme", ref.execution_id)).deadline_ms
+    hold = claimed(store, ref).hold
+    store.run(
+        ledger.record(
+            hold, result="{}", events=[], next_steps=["completion.1"], parent_id="p", priority=5, deadline_s=900
+        )
+    )
+    assert store.run(ledger.look("acme", ref.execution_id)).deadline_ms == before
+
+
+def test_the_last_of_parallel_steps_creates_the_one_that_waits(store: BlockingStore) -> None:
+    ref = advance(store, accepted(store), "completion.1")
+    advance(store, ref, "tool_call.1.0", "tool_call.1.1", join="completion.2")
+    joins = [
+        ledger.join(claimed(store, at(ref, step)).hold, result="{}", events=[], target="completion.2", parent_id="p")
+        for step in ("tool_call.1.1", "tool_call.1.0")
+    ]
+    assert store.run(joins[0]) == "waiting"
+    assert store.run(joins[0]) == "done", "a join counts once"
+    assert store.run(ledger.claim(at(ref, "completion.2"), lease_s=1, worker="w")) == NotClaimed("gone")
+    assert store.run(joins[1]) == "joined"
+    assert claimed(store, at(ref, "completion.2")).parent_id == "p"
+
+
+def test_a_waiting_step_is_early_until_it_is_due_and_then_counts_a_retry(store: BlockingStore) -> None:
+    ref = accepted(store)
+    hold = claimed(store, ref).hold
+    assert store.run(ledger.wait(hold, due_in_s=3600, events=[])) == "waiting"
+    assert store.run(ledger.claim(ref, lease_s=30, worker="w")) == NotClaimed("early")
+    due = store.run(ledger.due())
+    assert due.hints == ()
+    assert due.next_in_ms is not None
+    assert 3_500_000 < due.next_in_ms <= 3_600_000
+    other = accepted(store)
+    store.run(ledger.wait(claimed(store, other).hold, due_in_s=0, events=[]))
+    [hint] = store.run(ledger.due()).hints
+    assert (hint.execution_id, hint.step, hint.label) == (other.execution_id, "prompt", "1")
+    again = claimed(store, other)
+    assert (again.attempt, again.retries) == (1, 1)
+
+
+def test_due_finds_a_dead_workers_step_when_its_lease_ends(store: BlockingStore) -> None:
+    ref = accepted(store)
+    claimed(store, ref, lease_s=0.01)
+    [hint] = _due_within(store, 2.0)
+    assert (hint.step, hint.label, hint.tenant_id, hint.agent_id) == ("prompt", "1", "acme", "desk")
+
+
+def _due_within(store: BlockingStore, seconds: float) -> tuple[Hint, ...]:
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        hints = store.run(ledger.due()).hints
+        if hints:
+            return hints
+        time.sleep(0.005)
+    return ()
+
+
+def test_due_forgets_steps_whose_execution_is_gone(store: BlockingStore) -> None:
+    ref = accepted(store)
+    store.redis.delete(keys.execution("acme", ref.execution_id))
+    store.redis.zadd(keys.pending(), dict.fromkeys(store.redis.zrange(keys.pending(), 0, -1), 0))
+    assert store.run(ledger.due()).hints == ()
+    assert store.redis.zcard(keys.pending()) == 0
+
+
+def test_a_released_step_can_be_claimed_at_once_and_counts_no_attempt(store: BlockingStore) -> None:
+    ref = accepted(store)
+    hold = claimed(store, ref).hold
+    assert [store.run(ledger.release(hold)), store.run(ledger.release(hold))] == ["released", "fenced"]
+    assert claimed(store, ref).attempt == 1
+
+
+def test_finish_writes_one_terminal_event_and_lets_all_expire(store: BlockingStore) -> None:
+    ref = accepted(store)
+    claim = claimed(store, ref)
+    listener = store.redis.pubsub()
+    listener.subscribe(keys.celery_result(ref.execution_id))
+    assert [store.run(finish(claim.hold)), store.run(finish(claim.hold))] == ["finished", "done"]
+    assert logged(store, ref) == ["agent_execution_started", "agent_execution_completed"]
+    assert store.redis.xlen(keys.responses("acme", ref.execution_id)) == 1
+    assert store.redis.zcard(keys.pending()) == 0
+    for key in (
+        keys.execution("acme", ref.execution_id),
+        keys.streaming("acme", ref.execution_id),
+        keys.responses("acme", ref.execution_id),
+        keys.celery_result(ref.execution_id),
+    ):
+        assert DAY_S - 5 < store.redis.ttl(key) <= DAY_S
+    published = [message for _ in range(5) if (message := listener.get_message(timeout=1)) is not None]
+    assert [message["data"] for message in published if message["type"] == "message"] == [b"{}"]
+    listener.close()
+
+
+def test_nothing_is_written_after_the_end(store: BlockingStore) -> None:
+    ref = advance(store, accepted(store), "tool_call.1.0", "tool_call.1.1", join="completion.2")
+    one, two = claimed(store, ref).hold, claimed(store, at(ref, "tool_call.1.1")).hold
+    assert store.run(finish(one)) == "finished"
+    writes = [
+        ledger.tell(two, [Event(EventName.TOKEN, "{}")]),
+        ledger.join(two, result="{}", events=[], target="completion.2", parent_id=""),
+        ledger.record(two, result="{}", events=[], next_steps=[], parent_id="", priority=1),
+        ledger.wait(two, due_in_s=1, events=[]),
+        ledger.release(two),
+        finish(two, "failed"),
+    ]
+    assert [store.run(write) for write in writes] == ["over"] * len(writes)
+    assert store.run(ledger.claim(two.ref, lease_s=1, worker="w")) == NotClaimed("over")
+    assert logged(store, ref)[-1] == "agent_execution_completed"
+
+
+def test_cancel_is_durable_and_says_what_was_already_over(store: BlockingStore) -> None:
+    ref = accepted(store)
+    answer = store.run(ledger.cancel("acme", ref.execution_id))
+    assert isinstance(answer, CancelRequested)
+    assert [(hint.step, hint.priority, hint.label) for hint in answer.hints] == [("prompt", 9, "cancel")]
+    claim = claimed(store, ref)
+    assert claim.execution.cancel_requested
+    assert store.run(ledger.renew([claim.hold], lease_s=30)) == ["cancelled"]
+    assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested(())
+    store.run(finish(claim.hold, "failed"))
+    assert store.run(ledger.cancel("acme", ref.execution_id)) == AlreadyOver("failed")
+
+
+def test_a_cancelled_wait_need_not_be_waited_for(store: BlockingStore) -> None:
+    ref = accepted(store)
+    store.run(ledger.wait(claimed(store, ref).hold, due_in_s=3600, events=[]))
+    store.run(ledger.cancel("acme", ref.execution_id))
+    assert claimed(store, ref).execution.cancel_requested
+
+
+def test_another_tenants_execution_is_as_good_as_missing(store: BlockingStore) -> None:
+    ref = accepted(store)
+    for call in (
+        ledger.look("globex", ref.execution_id),
+        ledger.cancel("globex", ref.execution_id),
+        events.read("globex", ref.execution_id),
+    ):
+        with pytest.raises(NotFound, match="check the id"):
+            store.run(call)  # type: ignore[arg-type]
+
+
+def test_executions_are_listed_newest_first(store: BlockingStore) -> None:
+    refs = [accepted(store) for _ in range(3)]
+    listed = store.run(ledger.list_executions("acme", limit=2))
+    assert len(listed) == 2
+    everything = store.run(ledger.list_executions("acme", limit=10))
+    assert {one.execution_id for one in everything} == {ref.execution_id for ref in refs}
+    assert everything == sorted(everything, key=lambda one: one.created_ms, reverse=True)
+    oldest = everything[-1]
+    before = store.run(ledger.list_executions("acme", before_ms=oldest.created_ms, skip=0, limit=10))
+    assert oldest in before
+    assert store.run(ledger.list_executions("globex", limit=10)) == []
+
+
+def test_a_script_that_the_server_forgot_is_sent_again(store: BlockingStore) -> None:
+    accepted(store)
+    store.redis.script_flush()
+    accepted(store)
+
+
+def test_redis_errors_of_a_script_reach_the_caller(store: BlockingStore, redis_url: str) -> None:
+    ref = accepted(store)
+    store.redis.delete(keys.streaming("acme", ref.execution_id))
+    store.redis.set(keys.streaming("acme", ref.execution_id), "not a stream", ex=60)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.run(events.read("acme", ref.execution_id))

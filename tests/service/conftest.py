@@ -1,0 +1,116 @@
+"""The whole service as processes: neighbours, worker, notifier, shim; for one test module at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from sandbox.app import sandbox_environment
+
+from agent_exec import AgentExecClient, api_keys
+from agent_exec.embedded import EmbeddedServer
+from tests.processes import Process, answers, free_port, wait_until
+
+TOKEN = "service-token-of-the-tests"
+
+
+@dataclass
+class Service:
+    """Everything running, and ways to talk to it."""
+
+    redis: EmbeddedServer
+    directory: Path
+    env: dict[str, str]
+    neighbours_url: str
+    shim_url: str
+    keys: dict[str, str]
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    def start(self, name: str, *command: str, **env: str) -> Process:
+        """Start one more process under `name`."""
+        process = Process(name, command, env={**self.env, **env}, log=self.directory / f"{name}.log")
+        self.processes[name] = process
+        return process
+
+    def worker(self, name: str = "worker", **env: str) -> Process:
+        """Start a worker and wait until it takes work."""
+        process = self.start(
+            name, "-m", "celery", "-A", "tasks", "worker", "-n", f"{name}@test", "--loglevel", "INFO", **env
+        )
+        wait_until(lambda: "ready." in process.output or not process.running, what=f"{name} to be ready", within_s=30)
+        assert process.running, process.output[-4_000:]
+        return process
+
+    def client(self) -> AgentExecClient:
+        """Return a client on the same store."""
+        return AgentExecClient(self.redis.url)
+
+    def http(self, tenant_id: str) -> httpx.Client:
+        """Return an HTTP client with a tenant's key."""
+        return httpx.Client(
+            base_url=self.shim_url,
+            headers={"Authorization": f"Bearer {self.keys[tenant_id]}"},
+            timeout=30,
+            trust_env=False,
+        )
+
+    def neighbours(self) -> httpx.Client:
+        """Return an HTTP client for the sandbox's own journals."""
+        return httpx.Client(base_url=self.neighbours_url, timeout=10, trust_env=False)
+
+    def frames(self, execution_id: str) -> list[dict[str, object]]:
+        """Return the frames that the orchestrator received for an execution."""
+        with self.neighbours() as client:
+            answer = client.get("/orchestrator/frames", params={"execution": execution_id})
+            frames: list[dict[str, object]] = answer.raise_for_status().json()["frames"]
+            return frames
+
+    def stop(self) -> None:
+        """Stop everything, workers last."""
+        with contextlib.ExitStack() as stack:
+            for process in self.processes.values():
+                stack.callback(process.stop)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service, with one worker."""
+    directory = tmp_path_factory.mktemp("service")
+    with EmbeddedServer(directory / "redis") as redis:
+        neighbours_port, shim_port = free_port(), free_port()
+        neighbours_url = f"http://127.0.0.1:{neighbours_port}"
+        keys_file = directory / "keys.json"
+        keys = {
+            tenant_id: api_keys.create(keys_file, tenant_id=tenant_id) for tenant_id in ("acme", "globex", "initech")
+        }
+        env = {
+            **sandbox_environment(neighbours_url, TOKEN),
+            "AGENT_EXEC_REDIS_URL": redis.url,
+            "AGENT_EXEC_API_KEYS_FILE": str(keys_file),
+        }
+        running = Service(redis, directory, env, neighbours_url, f"http://127.0.0.1:{shim_port}", keys)
+        try:
+            running.start(
+                "neighbours",
+                "-m",
+                "sandbox",
+                "neighbours",
+                "--port",
+                str(neighbours_port),
+                "--pace",
+                "0",
+                "--token",
+                TOKEN,
+            )
+            running.start("shim", "-m", "uvicorn", "api_shim.app:app", "--port", str(shim_port))
+            running.start("notifier", "-m", "notifier")
+            running.worker()
+            for url in (f"{neighbours_url}/health", f"{running.shim_url}/health/ready"):
+                wait_until(lambda url=url: answers(url), what=url, within_s=30)  # type: ignore[misc]
+            yield running
+        finally:
+            running.stop()

@@ -1,0 +1,130 @@
+"""The client, against a real store and a worker played by the ledger's own calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from agent_exec import AgentExecClient, submission
+from agent_exec.broker import fair_queue
+from agent_exec.contract.completion import Usage
+from agent_exec.contract.event import CompletedData, EventName
+from agent_exec.contract.execution import ExecutionRequest, FinalResponse, Output
+from agent_exec.errors import Conflict, NotFound, TimedOut
+from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, StepRef
+from agent_exec.store import BlockingStore
+
+REQUEST = ExecutionRequest(agent_id="desk", query="What is 6 * 7?")
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[AgentExecClient]:
+    """A client, closed behind the test."""
+    with AgentExecClient(redis_url) as opened:
+        yield opened
+
+
+def play_worker(store: BlockingStore, execution_id: str, *, text: str = "42") -> FinalResponse:
+    """Claim the first step, stream a token, finish."""
+    claim = store.run(ledger.claim(StepRef("acme", execution_id, "prompt"), lease_s=30, worker="w"))
+    assert isinstance(claim, Claimed)
+    store.run(ledger.tell(claim.hold, [Event(EventName.TOKEN, f'{{"token":"{text}","is_final":true}}')], piece=1))
+    final = FinalResponse(
+        execution_id=execution_id,
+        tenant_id="acme",
+        agent_id="desk",
+        status="completed",
+        output=Output(text=text),
+        usage=Usage(),
+        created_at=claim.execution.created_at,
+        finished_at=claim.execution.created_at,
+    )
+    store.run(
+        ledger.finish(
+            claim.hold,
+            result="null",
+            status="completed",
+            response=final.model_dump_json(),
+            celery_result="{}",
+            events=[Event(EventName.COMPLETED, CompletedData(response=final).model_dump_json())],
+            retention_s=3_600,
+        )
+    )
+    return final
+
+
+def test_submitted_work_is_stored_and_its_hint_queued(client: AgentExecClient, store: BlockingStore) -> None:
+    execution_id = client.submit(REQUEST, tenant_id="acme")
+    view = client.get("acme", execution_id)
+    assert (view.status, view.response, view.last_sequence) == ("pending", None, 1)
+    depth = store.run(fair_queue.depths())["agent_execution"]
+    assert depth.tenants["acme"].waiting == 1
+
+
+def test_a_request_needs_a_tenant(client: AgentExecClient) -> None:
+    with pytest.raises(TypeError, match="tenant_id"):
+        client.submit(REQUEST)
+
+
+def test_submitting_twice_under_one_key_is_one_execution(client: AgentExecClient, store: BlockingStore) -> None:
+    ids = {client.submit(REQUEST, tenant_id="acme", idempotency_key="k") for _ in range(3)}
+    assert len(ids) == 1
+    assert store.run(fair_queue.depths())["agent_execution"].tenants["acme"].waiting == 1
+
+
+def test_many_are_submitted_together_and_a_conflict_is_told_apart(
+    client: AgentExecClient, store: BlockingStore
+) -> None:
+    messages = [submission.message_of(REQUEST, tenant_id="acme") for _ in range(300)]
+    other = messages[0].model_copy(update={"priority": 9})
+    outcome = client.submit_many([*messages, other])
+    assert outcome[:300] == [message.execution_id for message in messages]
+    assert isinstance(outcome[300], Conflict)
+    assert store.run(fair_queue.depths())["agent_execution"].tenants["acme"].waiting == 300
+
+
+def test_waiting_ends_with_the_response(client: AgentExecClient, store: BlockingStore) -> None:
+    execution_id = client.submit(REQUEST, tenant_id="acme")
+    worker = threading.Timer(0.2, play_worker, (store, execution_id))
+    worker.start()
+    assert client.wait("acme", execution_id, timeout_s=10).output.text == "42"
+    worker.join()
+    assert client.wait("acme", execution_id, timeout_s=0).status == "completed"
+
+
+def test_waiting_gives_up_in_time_and_the_execution_goes_on(client: AgentExecClient) -> None:
+    execution_id = client.submit(REQUEST, tenant_id="acme")
+    with pytest.raises(TimedOut, match="it goes on"):
+        client.wait("acme", execution_id, timeout_s=0.1)
+    assert client.get("acme", execution_id).status == "pending"
+
+
+def test_events_are_followed_live_and_resumed_without_a_gap(client: AgentExecClient, store: BlockingStore) -> None:
+    execution_id = client.submit(REQUEST, tenant_id="acme")
+    worker = threading.Timer(0.2, play_worker, (store, execution_id))
+    worker.start()
+    frames = list(client.events("acme", execution_id))
+    worker.join()
+    assert [frame.sequence for frame in frames] == [1, 2, 3]
+    assert [frame.event for frame in frames] == [EventName.STARTED, EventName.TOKEN, EventName.COMPLETED]
+    assert [frame.event_id for frame in frames] == [f"{execution_id}:{number}" for number in (1, 2, 3)]
+    assert [frame.sequence for frame in client.events("acme", execution_id, after=1)] == [2, 3]
+    assert list(client.events("acme", execution_id, after=3)) == []
+
+
+def test_a_cancel_is_answered_with_what_is_so(client: AgentExecClient, store: BlockingStore) -> None:
+    execution_id = client.submit(REQUEST, tenant_id="acme")
+    assert isinstance(client.cancel("acme", execution_id), CancelRequested)
+    assert client.get("acme", execution_id).cancel_requested
+    play_worker(store, execution_id)
+    assert client.cancel("acme", execution_id) == AlreadyOver("completed")
+
+
+def test_another_tenants_execution_is_not_there(client: AgentExecClient) -> None:
+    execution_id = client.submit(REQUEST, tenant_id="acme")
+    for ask in (client.get, client.cancel, client.wait, lambda t, e: list(client.events(t, e))):
+        with pytest.raises(NotFound):
+            ask("globex", execution_id)
