@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import string
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,25 +209,25 @@ def _read(path: Path) -> KeyFile:
 
 def _write(path: Path, keys: KeyFile) -> None:
     """Replace the file whole, readable by its owner alone: a reader sees the old keys or the new."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(keys.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink()
-        raise
+    draft = path.with_name(f".{path.name}.new")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(keys.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other writers out. The lock is on the folder, since the file is replaced under it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    folder = -1
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
+    except OSError as error:
+        raise SettingsInvalid(f"The API keys file cannot be written: {error}. Nothing was changed.") from error
     finally:
-        os.close(folder)
+        if folder != -1:
+            os.close(folder)

@@ -60,9 +60,14 @@ def redis_url(settings: Settings) -> str:
     """
     if settings.redis_url is not None:
         return settings.redis_url
-    server = _joined(settings.state_dir.absolute() / "redis")
+    server = _joined(server_directory(settings))
     server.start()
     return server.url
+
+
+def server_directory(settings: Settings) -> Path:
+    """Return where the embedded server keeps what it has."""
+    return settings.state_dir.absolute() / "redis"
 
 
 class EmbeddedServer:
@@ -268,6 +273,11 @@ def _leave(server: EmbeddedServer, membership: int) -> None:
     when every copy is closed.
     """
     os.close(membership)
+    stop_unused(server)
+
+
+def stop_unused(server: EmbeddedServer) -> None:
+    """Stop a server that no process uses. Those that were killed have not done it."""
     try:
         alone = _locked(server.directory / "users.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -132,11 +132,12 @@ def read_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        wrong = "; ".join(f"{_variable(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
+        wrong = "; ".join(f"{variable(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
         raise SettingsInvalid(f"The environment does not do: {wrong}. See docs/operations.md, Settings.") from None
 
 
-def _variable(field: str) -> str:
+def variable(field: str) -> str:
+    """Return the environment variable that holds a field."""
     alias = Settings.model_fields[field].validation_alias if field in Settings.model_fields else None
     if isinstance(alias, AliasChoices):
         return str(alias.choices[0])

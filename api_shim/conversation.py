@@ -9,6 +9,7 @@ import asyncio
 from contextlib import aclosing, suppress
 from typing import Annotated, Literal
 
+import structlog
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -21,6 +22,8 @@ from api_shim.executions import ask_for_end
 from api_shim.operation import Asked, Parameters
 from api_shim.problem import Refused, breach, code_of, detail_of
 from api_shim.reader import first_page, pages
+
+log = structlog.get_logger(__name__)
 
 #: A socket that sends this many commands that are none is closed.
 MAX_STRIKES = 3
@@ -101,6 +104,7 @@ async def _send_frames(asked: Asked[ConverseParameters, None], websocket: WebSoc
                     async with asyncio.timeout(shim.settings.api_send_timeout_s):
                         await websocket.send_text(page.frame(event))
     except TimeoutError:
+        log.warning("reader dropped, it took nothing", for_s=shim.settings.api_send_timeout_s)
         return CLOSE_SLOW
     except Unauthorized:
         return CLOSE_UNAUTHORIZED
@@ -116,8 +120,6 @@ async def _take_commands(asked: Asked[ConverseParameters, None], websocket: WebS
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message["code"])
-        if not asked.shim.api_keys.holds(asked.caller):
-            return CLOSE_UNAUTHORIZED
         try:
             result = await _obey(asked, _command(message.get("text")))
         except (AgentExecError, Refused) as error:

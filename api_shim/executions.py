@@ -9,7 +9,6 @@ import asyncio
 import base64
 import re
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, assert_never
@@ -145,7 +144,8 @@ async def list_newest(asked: Asked[ListParameters, None]) -> Response:
         listed = await asked.shim.run(
             ledger.list_executions(asked.tenant_id, before_ms=place.before_ms, skip=place.skip, limit=at_once)
         )
-        for one, record in zip(listed, await _records(asked, listed), strict=True):
+        records = await asyncio.gather(*[_record(asked, one) for one in listed])
+        for one, record in zip(listed, records, strict=True):
             place = place.behind(one)
             if record is not None and _fits(record, wanted):
                 found.append(_without_response(record).view(one.execution_id))
@@ -190,18 +190,12 @@ async def _wait_for_end(shim: Shim, tenant_id: str, execution_id: str, *, wait_s
                 return
 
 
-async def _records(asked: Asked[Any, Any], listed: Sequence[Listed]) -> list[ExecutionRecord | None]:
-    """Read the records of listed executions; None for one that has expired since."""
-    looks = [asked.shim.run(ledger.look(asked.tenant_id, one.execution_id)) for one in listed]
-    records: list[ExecutionRecord | None] = []
-    for outcome in await asyncio.gather(*looks, return_exceptions=True):
-        if isinstance(outcome, NotFound):
-            records.append(None)
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            records.append(outcome)
-    return records
+async def _record(asked: Asked[Any, Any], listed: Listed) -> ExecutionRecord | None:
+    """Read the record of a listed execution; None where it has expired since."""
+    try:
+        return await asked.shim.run(ledger.look(asked.tenant_id, listed.execution_id))
+    except NotFound:
+        return None
 
 
 def _fits(record: ExecutionRecord, wanted: ListParameters) -> bool:

@@ -77,16 +77,13 @@ def _models(operations: Sequence[Operation]) -> list[tuple[type[BaseModel], Json
 
 
 def _described(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
-    summary, _, more = inspect.cleandoc(operation.function.__doc__ or "").partition("\n\n")
     described: dict[str, Any] = {
         "operationId": operation.function.__name__,
-        "summary": summary,
+        "summary": inspect.getdoc(operation.function),
         "parameters": [*_in_path(operation), *_beside_body(operation)],
         "responses": _responses(operation, schemas),
         "security": [] if operation.role is None else [{"api_key": []}],
     }
-    if more:
-        described["description"] = more
     if operation.body is not None:
         schema = schemas[operation.body, "validation"]
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}

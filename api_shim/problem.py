@@ -76,7 +76,7 @@ KINDS: dict[type[Exception], Kind] = {
         headers=RETRY_AFTER,
     ),
 }
-BROKEN = Kind(500, "This service is broken", "The cause is logged under the id in X-Request-Id.")
+BROKEN = "The cause is logged under the id in X-Request-Id."
 
 
 class Refused(Exception):
@@ -143,12 +143,12 @@ def _told(error: Exception) -> tuple[Problem, Mapping[str, str]]:
         case HTTPException(status_code=404 | 405 as status):  # the router's
             code, title = REFUSALS[status]
             return _problem(code, title, status, "See /openapi.json."), error.headers or {}
-        case AgentExecError():
-            kind = KINDS.get(type(error), BROKEN)
+        case AgentExecError() if type(error) in KINDS:
+            kind = KINDS[type(error)]
             told = _problem(error.code, kind.title, kind.status, kind.detail or str(error), retryable=error.retryable)
             return told, kind.headers
         case _:
-            return _problem(AgentExecError.code, BROKEN.title, BROKEN.status, BROKEN.detail), {}
+            return _problem("internal_error", "This service is broken", 500, BROKEN), {}
 
 
 def _problem(code: str, title: str, status: int, detail: str, *, retryable: bool = False) -> Problem:

@@ -43,6 +43,10 @@ class Answer(Protocol):
         """Yield the body as it arrives."""
         ...
 
+    async def close(self) -> None:
+        """Give the connection back, or close it if the body was not read to its end."""
+        ...
+
 
 Ask = Callable[[dict[str, Any]], AbstractAsyncContextManager[Answer]]
 
@@ -90,6 +94,7 @@ class ChatProvider:
         self._tariff = tariff
         self._patience = patience
         self._closed = False
+        self._answers: set[Answer] = set()
 
     @asynccontextmanager
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[AsyncIterator[Delta], None]:
@@ -110,6 +115,8 @@ class ChatProvider:
                     answer = await stack.enter_async_context(self._ask(body))
             except self._failures.caught as error:
                 raise self._translated(error, started_at_s=started_at_s) from None
+            self._answers.add(answer)
+            stack.callback(self._answers.discard, answer)
             deltas = self._deltas(answer, chat, started_at_s=started_at_s)
             stack.push_async_callback(deltas.aclose)
             yield deltas
@@ -117,6 +124,8 @@ class ChatProvider:
     async def aclose(self) -> None:
         """Close every connection."""
         self._closed = True
+        for answer in list(self._answers):
+            await answer.close()  # wakes its reader; the end of the client does not
         await self._close()
 
     async def _deltas(self, answer: Answer, chat: ChatStream, *, started_at_s: float) -> AsyncGenerator[Delta, None]:

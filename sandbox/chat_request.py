@@ -148,6 +148,10 @@ def read_request(body: bytes) -> ChatRequest:
         raise BadRequest("Invalid 'max_completion_tokens': expected a value >= 1.")
     if request.tool_choice not in (None, "none", "auto") and not request.tools:
         raise BadRequest("Invalid 'tool_choice': only allowed when 'tools' are specified.")
+    if isinstance(request.tool_choice, ToolChoice):
+        chosen = request.tool_choice.function.name
+        if all(tool.function.name != chosen for tool in request.tools):
+            raise BadRequest(f"Tool choice {chosen!r} not found in 'tools' parameter.")
     _check_pairs(request.messages)
     return request
 

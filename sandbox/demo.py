@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,16 @@ REAL_MODELS = {"openai": "gpt-4o-mini", "groq": "llama-3.3-70b-versatile"}
 FRAMES_WITHIN_S = 5.0
 #: The demo hears that it is still connected, and looks whether every process still runs.
 PING_S = 1
-BAR_CELLS = 40
+#: What the table of times is wide without its bars.
+TIMES_CHARS = 68
+PLAIN_CHARS = 120
 SCRIPTED = "scripted"
 
 
 def demo(*, question: str | None, provider: str | None, model: str | None) -> int:
     """Tell the story; return the exit code. `provider` is a real one to use; None asks a person, if one is there."""
     ending.raise_on_signals()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_CHARS)
     state_dir = read_settings().state_dir
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="demo-", dir=state_dir))
@@ -57,7 +59,10 @@ def demo(*, question: str | None, provider: str | None, model: str | None) -> in
         began = time.monotonic()
         with _stack(directory, real=real) as stack:
             _await_ready(console, stack, began=began)
-            _tell(console, stack, question=question or QUESTION, overrides=_overrides(real, model))
+            if real is not None:
+                chosen = {"provider": real, "model": model or REAL_MODELS[real]}
+                stack.neighbour("/management/_agents", body={"tenant_id": TENANT, "agent_id": AGENT, **chosen})
+            _tell(console, stack, question=question or QUESTION)
     except ending.Asked as asked:
         console.print("\nStopped.")
         code = asked.exit_code
@@ -78,9 +83,13 @@ def _stack(directory: Path, *, real: str | None) -> Iterator[Stack]:
     with EmbeddedServer(directory / "redis") as redis:
         environment |= {"AGENT_EXEC_REDIS_URL": redis.url, "AGENT_EXEC_API_SSE_PING_S": str(PING_S)}
         with running(
-            state_dir=directory, environment=environment, ports=Ports.free(), echo=False, real_provider=real
+            state_dir=directory,
+            environment=environment,
+            ports=Ports.free(),
+            echo=False,
+            redis=redis.directory,
+            real_provider=real,
         ) as stack:
-            stack.supervised.guard(redis.pid)
             yield stack
 
 
@@ -97,7 +106,7 @@ def _await_ready(console: Console, stack: Stack, *, began: float) -> None:
     console.print(f"Ready in {time.monotonic() - began:.1f} s: embedded Valkey, {names}.")
 
 
-def _tell(console: Console, stack: Stack, *, question: str, overrides: Mapping[str, Any]) -> None:
+def _tell(console: Console, stack: Stack, *, question: str) -> None:
     _heading(console, "One execution, over HTTP")
     with httpx.Client(
         base_url=stack.shim_url,
@@ -105,9 +114,8 @@ def _tell(console: Console, stack: Stack, *, question: str, overrides: Mapping[s
         timeout=30,
         trust_env=False,
     ) as http:
-        asked = {"agent_id": AGENT, "query": question, "agent_config": overrides}
         sent = time.monotonic()
-        answer = http.post("/v1/executions", json=asked).raise_for_status()
+        answer = http.post("/v1/executions", json={"agent_id": AGENT, "query": question}).raise_for_status()
         accepted_ms = (time.monotonic() - sent) * 1000
         execution_id = answer.json()["execution_id"]
         console.print(f"POST /v1/executions → {answer.status_code} in {accepted_ms:.0f} ms: {printable(question)}")
@@ -120,8 +128,9 @@ def _tell(console: Console, stack: Stack, *, question: str, overrides: Mapping[s
     console.print(_response(view.response))
     _heading(console, "What the orchestrator received over its WebSocket")
     console.print(_arrivals(_frames_at_orchestrator(stack, execution_id, count=len(frames))))
-    _heading(console, "Where the time went")
-    console.print(_times(stages(frames, provider_calls=_provider_calls(stack))))
+    _heading(console, "Where the time went (█ this service, ░ provider and tools)")
+    bar_cells = max(10, min(60, console.width - TIMES_CHARS))
+    console.print(_times(stages(frames, provider_calls=_provider_calls(stack)), bar_cells=bar_cells))
     if view.response.error is not None:
         raise Failed(f"Execution '{execution_id}': {view.response.error.code}: {view.response.error.message}")
 
@@ -196,34 +205,31 @@ def _provider_calls(stack: Stack) -> list[Span]:
     return [Span(call["at_ms"], call["ended_at_ms"]) for call in calls if call["ended_at_ms"] is not None]
 
 
-def _times(of: Sequence[Stage]) -> Table:
+def _times(of: Sequence[Stage], *, bar_cells: int) -> Table:
     whole = Span(of[0].span.from_ms, of[-1].span.to_ms)
-    table = _table("stage", "began", "took", "provider, tools", "this service", "")
-    for column in table.columns[1:5]:
+    table = _table("stage", "began", "took", "others", "this service", "first token", "")
+    for column in table.columns[1:6]:
         column.justify = "right"
     for stage in of:
-        name = stage.name
-        if stage.first_token_ms is not None:
-            name += f" (first token after {stage.first_token_ms:.0f} ms)"
         began_ms = stage.span.from_ms - whole.from_ms
-        table.add_row(
-            name, *_milliseconds(began_ms, stage.span.ms, stage.elsewhere_ms, stage.here_ms), _bar(stage, whole)
-        )
+        times = (began_ms, stage.span.ms, stage.elsewhere_ms, stage.here_ms, stage.first_token_ms)
+        table.add_row(stage.name, *map(_milliseconds, times), _bar(stage, whole, cells=bar_cells))
     table.add_section()
     elsewhere_ms = sum(stage.elsewhere_ms for stage in of)
-    table.add_row("accepted to completed", *_milliseconds(0.0, whole.ms, elsewhere_ms, whole.ms - elsewhere_ms), "")
+    times = (0.0, whole.ms, elsewhere_ms, whole.ms - elsewhere_ms, None)
+    table.add_row("all", *map(_milliseconds, times), "")
     return table
 
 
-def _milliseconds(*values: float) -> list[str]:
-    return [f"{value:.0f} ms" for value in values]
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} ms"
 
 
-def _bar(stage: Stage, whole: Span) -> Text:
+def _bar(stage: Stage, whole: Span, *, cells: int) -> Text:
     """Return the stage's place in the whole: light where others were at work, dark where we were."""
     bar = Text()
-    for cell in range(BAR_CELLS):
-        at_ms = whole.from_ms + (cell + 0.5) * whole.ms / BAR_CELLS
+    for cell in range(cells):
+        at_ms = whole.from_ms + (cell + 0.5) * whole.ms / cells
         if not stage.span.from_ms <= at_ms < stage.span.to_ms:
             bar.append(" ")
         elif any(span.from_ms <= at_ms < span.to_ms for span in stage.elsewhere):
@@ -242,8 +248,9 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
-    table.columns[0].style = "dim"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(columns):
+        table.add_column(column, style="dim" if number == 0 else "", overflow="fold")
     return table
 
 
@@ -264,8 +271,3 @@ def _real_provider(asked: str | None) -> str | None:
         return name if click.confirm(question, default=False) else None
     click.echo(f"{name.upper()}_API_KEY is set: --provider {name} asks {name} instead of the scripted model.")
     return None
-
-
-def _overrides(real: str | None, model: str | None) -> dict[str, Any]:
-    """Return what the request changes in the agent's configuration: nothing for the scripted model."""
-    return {} if real is None else {"provider": real, "model": model or REAL_MODELS[real]}

@@ -1,12 +1,14 @@
 """Ends what a killed stack leaves behind. A process of its own, since whoever was killed can no longer do it.
 
-Reads process groups from its standard input, `+1234` when one begins and `-1234` when it has ended. The input ends with
-its writer, however that comes about; the groups still open then are ended. Knows nothing else, and imports nothing of ours:
-it is started with every stack and should cost nothing.
+Reads process groups from its standard input, `+1234` when one begins and `-1234` when it has ended, and `.` when all is
+well. Input that ends without that ends with its writer's death: the groups still open are ended, and then the command in
+the arguments, if any, is run. Knows nothing else, and imports nothing of ours: it starts with every stack and should cost
+nothing.
 """
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -26,10 +28,12 @@ def send(number: int, groups: set[int]) -> set[int]:
     return reached
 
 
-def keep() -> None:
-    """Read until the writer is gone, then end what it left."""
+def keep(*afterwards: str) -> None:
+    """Read until all is well or the writer is gone; then end what it left, and run `afterwards`."""
     groups: set[int] = set()
     for line in sys.stdin:
+        if line[0] == ".":
+            return
         (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
     groups = send(signal.SIGTERM, groups)
     give_up_at = time.monotonic() + GRACE_S
@@ -37,7 +41,9 @@ def keep() -> None:
         time.sleep(0.05)
         groups = send(0, groups)
     send(signal.SIGKILL, groups)
+    if afterwards:
+        subprocess.run(afterwards, check=False)
 
 
 if __name__ == "__main__":
-    keep()
+    keep(*sys.argv[1:])

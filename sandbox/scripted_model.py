@@ -90,10 +90,8 @@ def _calls(request: ChatRequest, *, question: str, results: Sequence[_Result]) -
         return []
     if isinstance(request.tool_choice, ToolChoice):
         offered = [function for function in offered if function.name == request.tool_choice.function.name]
-        if not offered:
-            return []
         return wanted_calls(question, offered=offered) or [forced_call(offered[0], question=question)]
-    made = Counter((result.name, _canonical(result.arguments)) for result in results)
+    made = {(result.name, _canonical(result.arguments)) for result in results}
     wanted = wanted_calls(question, offered=offered)
     due = [call for call in wanted if (call.name, _canonical(_parsed(call.arguments))) not in made]
     if request.tool_choice == "required":

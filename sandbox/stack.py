@@ -36,6 +36,11 @@ SHUTDOWN_GRACE_S = 5
 #: Intake first, then those who work, then those who report it, and at last those whom they talk to.
 STOP_ORDER = (("shim", "flower"), ("worker",), ("notifier",), ("neighbours",))
 
+STOP_UNUSED = (
+    "import sys; from pathlib import Path; from agent_exec.embedded import EmbeddedServer, stop_unused; "
+    "stop_unused(EmbeddedServer(Path(sys.argv[1])))"
+)
+
 #: Straight to this machine, whatever proxy the environment names.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -99,9 +104,13 @@ class Stack:
                 raise self.supervised.members[next(iter(waiting))].failure(f"is not ready after {READY_S:.0f} s")
             time.sleep(POLL_S)
 
-    def neighbour(self, path: str) -> Any:
-        """Return what the sandbox answers to a GET, such as `/orchestrator/frames`."""
-        with _open(f"{self.neighbours_url}{path}", timeout=10) as answer:
+    def neighbour(self, path: str, *, body: Any = None) -> Any:
+        """Return what the sandbox answers to a GET, such as `/orchestrator/frames`; with a `body`, to a POST of it."""
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(  # noqa: S310 an address of our own
+            f"{self.neighbours_url}{path}", data, {"Content-Type": "application/json"}
+        )
+        with _open(asked, timeout=10) as answer:
             return json.load(answer)
 
     def _conditions(self) -> dict[str, Callable[[], bool]]:
@@ -129,12 +138,14 @@ def running(
     environment: Mapping[str, str],
     ports: Ports,
     echo: bool,
+    redis: Path | None,
     real_provider: str | None = None,
 ) -> Iterator[Stack]:
     """Start the stack, and stop it in order.
 
     `environment` goes to every process of the service, under what points it at the sandbox; `real_provider` is the one
-    whose own address and key stay as they are there. The stores' address is in it, or left to AGENT_EXEC_STATE_DIR.
+    whose own address and key stay as they are there. `redis` is the embedded server's directory, if there is one: should
+    all its users be killed, it is stopped too.
 
     Raises:
         PortTaken: a port is.
@@ -155,13 +166,17 @@ def running(
         "AGENT_EXEC_API_KEYS_FILE": str(keys_file.absolute()),
         "PYTHONUNBUFFERED": "1",
     }
-    with Supervised(logs=state_dir.absolute() / "logs", environment=told, directory=ROOT, echo=echo) as supervised:
+    with Supervised(
+        logs=state_dir.absolute() / "logs",
+        environment=told,
+        directory=ROOT,
+        echo=echo,
+        stop_order=STOP_ORDER,
+        if_killed=() if redis is None else (sys.executable, "-c", STOP_UNUSED, str(redis)),
+    ) as supervised:
         stack = Stack(supervised, ports, keys=keys, flower_password=secrets.token_urlsafe(12))
-        try:
-            _start(stack)
-            yield stack
-        finally:
-            supervised.stop(*STOP_ORDER)
+        _start(stack)
+        yield stack
 
 
 def _start(stack: Stack) -> None:

@@ -90,19 +90,36 @@ class Member:
 class Supervised:
     """A group of processes. A context manager: none of them outlives it, nor this process, however it ends."""
 
-    def __init__(self, *, logs: Path, environment: Mapping[str, str], directory: Path, echo: bool) -> None:
-        """Take the folder of the logs, what all processes have in common, and whether to print what they say."""
+    def __init__(
+        self,
+        *,
+        logs: Path,
+        environment: Mapping[str, str],
+        directory: Path,
+        echo: bool,
+        stop_order: Sequence[Sequence[str]] = (),
+        if_killed: Sequence[str] = (),
+    ) -> None:
+        """Take the folder of the logs, what all processes have in common, and whether to print what they say.
+
+        `stop_order` names who is asked to end first, who next; whoever is not named is asked last. `if_killed` is a
+        command that is run at the end, should this process be killed.
+        """
         logs.mkdir(parents=True, exist_ok=True)
         self.members: dict[str, Member] = {}
         self._logs = logs
         self._environment = environment
         self._directory = directory
+        self._stop_order = stop_order
         self._printer = Printer(sys.stdout) if echo else None
         self._one_at_a_time = threading.Lock()
         self._colours = get_colours()
         self._one_ended = threading.Event()
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__], stdin=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-I", "-S", keeper.__file__, *if_killed],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def start(
@@ -126,10 +143,6 @@ class Supervised:
         self.members[name] = member
         return member
 
-    def guard(self, process_group: int) -> None:
-        """Have another process group ended too, should this process be killed."""
-        self._tell_keeper(f"+{process_group}")
-
     def check(self) -> None:
         """Look whether all members run.
 
@@ -149,20 +162,6 @@ class Supervised:
         self._one_ended.wait()
         self.check()
 
-    def stop(self, *waves: Sequence[str]) -> None:
-        """Ask the members of each wave to end, wait for them, and go on to the next; at last whoever is left."""
-        named = [[self.members[name] for name in wave if name in self.members] for wave in waves]
-        left = [member for member in self.members.values() if not any(member in wave for wave in named)]
-        try:
-            for wave in [*named, left]:
-                for member in wave:
-                    member.send(signal.SIGTERM)
-                _await_end(wave)
-        finally:  # also when somebody presses Ctrl-C again
-            for member in self.members.values():
-                member.send(signal.SIGKILL)
-            _await_end(self.members.values())
-
     def __enter__(self) -> Self:
         """Return itself."""
         return self
@@ -172,11 +171,24 @@ class Supervised:
     ) -> None:
         """Stop whoever still runs."""
         try:
-            self.stop()
+            self._stop()
         finally:
-            assert self._keeper.stdin is not None
-            self._keeper.stdin.close()
-            self._keeper.wait()
+            self._tell_keeper(".")
+            self._keeper.communicate()
+
+    def _stop(self) -> None:
+        everybody = list(self.members.values())
+        named = [[member for member in everybody if member.name in wave] for wave in self._stop_order]
+        left = [member for member in everybody if not any(member in wave for wave in named)]
+        try:
+            for wave in [*named, left]:
+                for member in wave:
+                    member.send(signal.SIGTERM)
+                _await_end(wave)
+        finally:  # also when somebody presses Ctrl-C again
+            for member in everybody:
+                member.send(signal.SIGKILL)
+            _await_end(everybody)
 
     def _happened(self, member: Member, message: Any) -> None:
         match message.type:
@@ -192,7 +204,7 @@ class Supervised:
 
     def _tell_keeper(self, line: str) -> None:
         assert self._keeper.stdin is not None
-        with self._one_at_a_time:
+        with self._one_at_a_time, suppress(BrokenPipeError):  # somebody killed it; the processes go on without
             print(line, file=self._keeper.stdin, flush=True)
 
 

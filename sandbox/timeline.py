@@ -94,7 +94,10 @@ def _read(reading: _Reading, frame: Frame, provider_calls: Sequence[Span]) -> No
                 reading.tools = []
         case event if event in TERMINAL_EVENTS:
             turns = sum(stage.name.startswith("completion") for stage in reading.stages)
-            _end(reading, _completion(reading, f"completion {turns + 1}", at_ms, provider_calls))
+            if reading.thinking_ms >= reading.cursor_ms:
+                _end(reading, _completion(reading, f"completion {turns + 1}", at_ms, provider_calls))
+            else:  # it ended before the model was asked
+                _end(reading, Stage("end", Span(reading.cursor_ms, at_ms)))
         case _:
             pass
 

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from agent_exec.embedded import redis_url
+from agent_exec import embedded
 from agent_exec.errors import AgentExecError
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import BlockingStore, redis_errors
@@ -35,6 +35,7 @@ def up(*, ports: Ports) -> int:
             environment=dict(os.environ),  # noqa: TID251 handed on to the processes of the service
             ports=ports,
             echo=True,
+            redis=embedded.server_directory(settings) if settings.redis_url is None else None,
         ) as stack:
             stack.await_ready(ready=lambda name: None)
             console.print(_welcome(stack, settings))
@@ -55,7 +56,7 @@ def up(*, ports: Ports) -> int:
 
 def _reach_store(settings: Settings) -> None:
     """Start the embedded server, or see that the one that is set answers: here an error is read."""
-    store = BlockingStore(redis_url(settings))
+    store = BlockingStore(embedded.redis_url(settings))
     try:
         with redis_errors():
             store.redis.ping()
@@ -67,7 +68,8 @@ def _welcome(stack: Stack, settings: Settings) -> Text:
     tenants = agents_by_tenant()
     tenant_id = next(iter(tenants))
     command = _shown(Path(sys.executable).parent / "agent-exec")
-    where = "" if settings.state_dir == Settings.model_fields["state_dir"].default else "AGENT_EXEC_STATE_DIR=… "
+    is_default = settings.state_dir == Settings.model_fields["state_dir"].default
+    where = "" if is_default else f"AGENT_EXEC_STATE_DIR={shlex.quote(str(settings.state_dir))} "
     text = Text()
     text.append("\nThe Agent Execution Service is ready.\n\n", "bold green")
 

@@ -136,12 +136,11 @@ class LoopThread:
         while not main.done():
             try:
                 loop.run_until_complete(main)
-            except (SystemExit, KeyboardInterrupt) as error:  # of some background task: the others are not to blame
-                logger.critical("a background task raised %r, which asyncio hands to its loop; going on", error)
-            except Exception as error:
-                if not main.done():
-                    raise
-                self._report(error)
+            except BaseException as error:
+                if main.done():
+                    self._report(error)
+                else:  # SystemExit of a background task, say: the others are not to blame
+                    logger.critical("the event loop was left with %r; it goes on", error, exc_info=error)
         try:
             loop.run_until_complete(self._cancel_the_rest())
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -150,7 +149,7 @@ class LoopThread:
             asyncio.set_event_loop(None)
             loop.close()
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         if self._opened.done():
             logger.error("closing the resources of the event loop failed: %r", error, exc_info=error)
         else:

@@ -162,7 +162,7 @@ class Job:
 
     def _on_body_end(self, task: asyncio.Task[None]) -> None:
         assert self._tracer is not None
-        if self._body is None or self._body.task is not task:  # left behind, and now it has ended after all
+        if self._body is None:  # left behind, and now it has ended after all
             self._pool.loop.left_behind.discard(task)
             return
         body, self._body = self._body, None

@@ -35,6 +35,7 @@ from agent_exec.errors import (
 from agent_exec.hint import Hint
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed, Event, NotClaimed, StepRef
+from agent_exec.script import Call
 from tasks import response, retry
 from tasks.journal import RETRIEVAL_STEP, Journal, Snapshot, completion_step, tool_call_step
 from tasks.leases import LeaseLost
@@ -190,10 +191,11 @@ async def _settle(step: Step, done: Done) -> None:
                 stage="waiting", step=step.ref.step, detail={"code": error.code, "due_in_s": round(due_in_s, 3)}
             )
             event = Event(EventName.PROGRESS, progress.model_dump_json())
-            await step.resources.store.insist(ledger.wait(hold, due_in_s=due_in_s, events=[*done.events, event]))
+            await _write(step, ledger.wait(hold, due_in_s=due_in_s, events=[*done.events, event]))
         case Join(turn):
             target = completion_step(turn + 1)
-            verdict = await step.resources.store.insist(
+            verdict = await _write(
+                step,
                 ledger.join(hold, result=done.result, events=done.events, target=target, parent_id=step.task_id),
             )
             if verdict == "joined":
@@ -218,7 +220,8 @@ async def _continue(step: Step, done: Done, follows: Retrieve | AskModel | CallT
     names, join = _next_steps(follows)
     priority = _priority(step, done)
     deadline_s = done.snapshot.config.limits.deadline_s if done.snapshot is not None else None
-    verdict = await step.resources.store.insist(
+    verdict = await _write(
+        step,
         ledger.record(
             step.claim.hold,
             result=done.result,
@@ -253,7 +256,8 @@ async def _finish(step: Step, done: Done, final: FinalResponse) -> None:
         terminal = Event(EventName.COMPLETED, CompletedData(response=final).model_dump_json())
     else:
         terminal = Event(EventName.FAILED, FailedData(error=final.error, response=final).model_dump_json())
-    await step.resources.store.insist(
+    await _write(
+        step,
         ledger.finish(
             step.claim.hold,
             result=done.result,
@@ -265,6 +269,14 @@ async def _finish(step: Step, done: Done, final: FinalResponse) -> None:
         ),
     )
     log.info("execution ended", status=final.status, code=final.error.code if final.error else None)
+
+
+async def _write(step: Step, call: Call[str]) -> str:
+    """Write what the step came to; what the ledger refuses is another attempt's to say, or nobody's any more."""
+    verdict = await step.resources.store.insist(call)
+    if verdict in ledger.REFUSALS:
+        log.warning("write refused", verdict=verdict, script=call.script.name)
+    return verdict
 
 
 def _failure(step: Step, error: ExecutionError, partial: str) -> FinalResponse:

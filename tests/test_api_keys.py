@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -183,3 +184,24 @@ def test_errors_say_what_to_do(path: Path) -> None:
         with pytest.raises(SettingsInvalid, match=r"keys\.0\.key_id"):
             change()
     assert path.read_bytes() == before
+
+
+def test_a_disk_that_is_full_changes_nothing(path: Path) -> None:
+    key = api_keys.create(path, tenant_id="acme")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(SettingsInvalid, match=r"cannot be written: .*Nothing was changed"):
+            api_keys.create(path, tenant_id="acme")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [one.key_id for one in api_keys.list_keys(path)] == [key_id(key)]
+    api_keys.create(path, tenant_id="acme")
+
+
+def test_a_path_that_is_no_files_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match="cannot be read"):
+        api_keys.list_keys(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsInvalid, match="cannot be written"):
+        api_keys.create(tmp_path / "file" / "keys.json", tenant_id="acme")

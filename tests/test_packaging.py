@@ -19,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import agent_exec
+from sandbox.app import sandbox_environment
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -176,6 +177,12 @@ def test_the_image_takes_in_every_package_and_no_secret() -> None:
 
     assert ignored == "*"
     assert taken == {*IMPORT_ROOTS, "celeryconfig.py", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
+
+
+def test_compose_finds_the_sandbox_where_it_is() -> None:
+    lines = [line for line in (ROOT / "sandbox.env").read_text().splitlines() if not line.startswith("#")]
+
+    assert dict(line.split("=", 1) for line in lines) == sandbox_environment("http://sandbox:8701")
 
 
 def run(command: list[str], *, cwd: Path, **environment: str) -> str:

@@ -119,6 +119,7 @@ class Lane:
             raise Empty from None
         except NoScriptError:
             self._load()
+            self.woken = answered is UnderWay.PASS_ON
             raise Empty from None
         except ResponseError as error:
             logger.warning("Family %s: Redis answered %s; asking again in %s s.", self.family, error, PAUSE_S)

@@ -73,6 +73,7 @@ class Leases:
         self._one_at_a_time = threading.Lock()
         self._closed = False
         self._nudge = threading.Event()
+        self.keeper = threading.Thread(target=self._keep, name="fair-queue-leases", daemon=True)
         self._failing = False
 
     def start(self) -> None:
@@ -81,7 +82,7 @@ class Leases:
             self._client = self._connect()
             self._pid = os.getpid()
             _open.add(self)
-            threading.Thread(target=self._keep, name="fair-queue-leases", daemon=True).start()
+            self.keeper.start()
 
     def run(self, call: Call[T]) -> T:
         """Run one call; callers wait for each other, so that a burst of acknowledgements needs one connection."""
@@ -138,8 +139,9 @@ class Leases:
             try:
                 self.run(fair_queue.release(held, prefix=self._prefix))
             except (RedisError, OSError) as error:
-                logger.warning("%d deliveries not given back, Redis: %s. Their leases lapse.", len(held), error)
-            self._held.clear()
+                logger.warning("%d deliveries not given back, Redis: %s.", len(held), error)
+            else:
+                self._held.clear()
 
     def _keep(self) -> None:
         renew_every_s = self._lease_s / RENEWALS_PER_LEASE

@@ -26,7 +26,7 @@ Workers should run with `task_acks_late` and `worker_prefetch_multiplier = 1`: f
 
 from __future__ import annotations
 
-import sys
+import socket
 from queue import Empty
 from typing import Any, assert_never
 
@@ -95,15 +95,14 @@ class QoS(stock.QoS):
         super().restore_unacked(client)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Put everything un-acked back when the channel closes, but not while a lost connection is being dealt with.
+        """Put everything un-acked back when the channel closes, but not when its connection was lost.
 
         Then the tasks go on running, and giving their messages to another worker would run them twice: they keep their
         leases, and those that Celery has dropped go back one by one.
         """
-        lost = isinstance(sys.exc_info()[1], self.channel.connection_errors)
         for tag in [tag for tag in self._delivered if is_delivery(tag)]:
             del self._delivered[tag]
-        self.channel.leases.close(give_back=not lost)
+        self.channel.leases.close(give_back=not self.channel.lost)
         super().restore_unacked_once(stderr)
 
 
@@ -159,6 +158,8 @@ class Channel(stock.Channel):
         """Open the channel; kombu calls this."""
         #: By what the poller knows them. Their order is the order in which they ask.
         self.lanes: dict[str, Lane] = {}
+        #: The connection is broken: nothing more is to be had from it, and nothing is over because of that.
+        self.lost = False
         self._no_ack: set[str] = set()
         self._plain_first = False
         self._raw: redis.Redis | None = None
@@ -464,6 +465,17 @@ class Transport(stock.Transport):
         """Open the transport; kombu calls this."""
         super().__init__(*args, **kwargs)
         self.cycle: Any = Poller()
+
+    def _collect(self, connection: Any) -> None:
+        """Close a connection that is broken; kombu calls this, and `close_connection` for one that is not."""
+        before_s = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(SETTLE_TIMEOUT_S)
+        try:
+            for channel in self.channels:
+                channel.lost = True
+            self.close_connection(connection)
+        finally:
+            socket.setdefaulttimeout(before_s)
 
 
 class SentinelTransport(Transport, stock.SentinelTransport):

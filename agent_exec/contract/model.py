@@ -5,6 +5,7 @@ Owns the patterns and sizes. Does not know what any of them is used for.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
@@ -25,9 +26,12 @@ ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 EXECUTION_ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
-def _shallow(value: JsonValue) -> JsonValue:
+def _plain(value: JsonValue) -> JsonValue:
+    """Refuse what is nested too deep, and the numbers that JSON does not have."""
     level: list[JsonValue] = [value]
     for _ in range(MAX_JSON_DEPTH):
+        if any(isinstance(node, float) and not math.isfinite(node) for node in level):
+            raise ValueError("a number that is not finite")
         level = [
             child
             for node in level
@@ -54,9 +58,9 @@ ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", examples=["get
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 Priority = Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")]
 
-Json = Annotated[JsonValue, AfterValidator(_shallow)]
-JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_shallow)]
-JsonSchema = Annotated[dict[str, JsonValue], AfterValidator(_shallow), AfterValidator(_small_schema)]
+Json = Annotated[JsonValue, AfterValidator(_plain)]
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
+JsonSchema = Annotated[dict[str, JsonValue], AfterValidator(_plain), AfterValidator(_small_schema)]
 Scalar = str | int | float | bool | None
 
 

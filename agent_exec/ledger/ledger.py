@@ -45,8 +45,8 @@ _LOOK = Script.load(_LUA / "look.lua")
 _LIST = Script.load(_LUA / "list.lua")
 
 #: Why a write did not happen: no such step of this tenant, the execution has ended, another attempt holds the step, or
-#: the same write took effect before.
-Refusal = Literal["gone", "over", "fenced", "done"]
+#: the same write took effect before. Every write answers one of these, or the word of its own for success.
+REFUSALS = frozenset({"gone", "over", "fenced", "done"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def renew(holds: Sequence[Hold], *, lease_s: float) -> Call[list[Literal["held",
 
 
 def tell(hold: Hold, events: Iterable[Event], *, piece: int = 0) -> Call[str]:
-    """Append events of a running step; answers `told` or a `Refusal`.
+    """Append events of a running step; answers `told`, or a refusal.
 
     A `piece` (from 1) of streamed text is appended once however often it is told, and is declared void if the step
     starts anew.
@@ -245,7 +245,7 @@ def record(
     priority: int,
     deadline_s: float | None = None,
     join: str = "",
-) -> Call[Literal["recorded"] | Refusal]:
+) -> Call[str]:
     """Journal a result and create the steps that follow; with `join`, that step will wait for all of them."""
     return Call(
         _RECORD,
@@ -267,9 +267,7 @@ def record(
     )
 
 
-def join(
-    hold: Hold, *, result: str, events: Iterable[Event], target: str, parent_id: str
-) -> Call[Literal["waiting", "joined"] | Refusal]:
+def join(hold: Hold, *, result: str, events: Iterable[Event], target: str, parent_id: str) -> Call[str]:
     """Journal one of several steps that `target` waits for; the last of them creates it."""
     return Call(
         _JOIN,
@@ -279,7 +277,7 @@ def join(
     )
 
 
-def wait(hold: Hold, *, due_in_s: float, events: Iterable[Event]) -> Call[Literal["waiting"] | Refusal]:
+def wait(hold: Hold, *, due_in_s: float, events: Iterable[Event]) -> Call[str]:
     """Put a step back until it is due; no worker is held meanwhile."""
     return Call(
         _WAIT,
@@ -289,7 +287,7 @@ def wait(hold: Hold, *, due_in_s: float, events: Iterable[Event]) -> Call[Litera
     )
 
 
-def release(hold: Hold) -> Call[Literal["released"] | Refusal]:
+def release(hold: Hold) -> Call[str]:
     """Hand a step back as if it had not been claimed."""
     return Call(_RELEASE, _keys(hold.ref.tenant_id, hold.ref.execution_id), [*_names(hold.ref), hold.fence], _text)
 
@@ -303,7 +301,7 @@ def finish(
     celery_result: str,
     events: Iterable[Event],
     retention_s: int,
-) -> Call[Literal["finished"] | Refusal]:
+) -> Call[str]:
     """End the execution; the last of `events` is its one terminal event."""
     tenant_id, execution_id = hold.ref.tenant_id, hold.ref.execution_id
     return Call(

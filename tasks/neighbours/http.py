@@ -37,10 +37,10 @@ class Neighbour:
         """Take the neighbour's `name` for errors, its base `url`, and our `token` for it."""
         self.name = name
         self._url = url.rstrip("/")
+        self._timeout_s = timeout_s
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
             headers=headers,
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
             connector=aiohttp.TCPConnector(limit=100),
             trust_env=False,
         )
@@ -63,7 +63,7 @@ class Neighbour:
         sent = dict(headers or {})
         if body is not None:
             sent["Content-Type"] = "application/json"
-        timeout = aiohttp.ClientTimeout(total=timeout_s) if timeout_s is not None else None
+        timeout = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
         try:
             async with self._session.request(
                 method, self._url + path, data=body, headers=sent, allow_redirects=False, timeout=timeout

@@ -16,6 +16,7 @@ from agent_exec.ledger import ledger
 from agent_exec.store import Store
 from api_shim.problem import Problem
 from tests.api_shim.conftest import Submitted
+from tests.api_shim.played_worker import until
 from tests.api_shim.shim_process import ShimProcess
 
 WORK: dict[str, Any] = {"agent_id": "desk", "query": "hello"}
@@ -152,6 +153,18 @@ async def test_a_body_that_does_not_come(shim: ShimProcess, api_key: dict[str, s
     assert '"code":"body_timeout"' in answer
 
 
+async def test_a_body_that_breaks_off(shim: ShimProcess, api_key: dict[str, str]) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", shim.port)
+    writer.write(
+        f"POST /v1/executions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api_key['acme']}\r\nX-Request-Id: broken-off\r\n"
+        'Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"agent_id": "desk", "query": "'.encode()
+    )
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: "broken-off" in shim.output)
+
+
 @pytest.mark.parametrize(
     "request_text",
     [
@@ -235,6 +248,11 @@ async def test_a_method_that_a_path_has_not(acme: aiohttp.ClientSession) -> None
         assert Problem.model_validate_json(await response.text()).code == "method_not_allowed"
 
 
+async def test_a_header_in_the_query(acme: aiohttp.ClientSession) -> None:
+    async with acme.post("/v1/executions?Idempotency-Key=k", json=WORK) as response:
+        assert response.status == 422
+
+
 async def test_a_refusal_repeats_little_of_what_was_sent(acme: aiohttp.ClientSession) -> None:
     problem = await refused(acme, json.dumps({**WORK, "\x1b[31m" + "n" * 500: "sk-CANARY"}))
     assert "n" * 65 not in problem.detail
@@ -265,6 +283,10 @@ class TestAcceptedAsItIs:
         async with acme.post(
             "/v1/executions", data=json.dumps(WORK), headers={"Content-Type": content_type}
         ) as response:
+            assert response.status == 202
+
+    async def test_a_body_of_many_brackets(self, acme: aiohttp.ClientSession) -> None:
+        async with acme.post("/v1/executions", json={**WORK, "context": {"a": [[{}]] * 100}}) as response:
             assert response.status == 202
 
     async def test_a_body_of_exactly_the_limit(self, acme: aiohttp.ClientSession) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket as raw
 import uuid
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ async def test_a_key_in_a_query_is_refused_and_not_logged(
     with pytest.raises(WSServerHandshakeError):
         await acme.ws_connect(f"{execution.path}/ws", params={"token": "aek_CANARY"})
     assert "aek_CANARY" not in shim.output
-    assert "without completing" not in shim.output
+    assert "without completing handshake" not in shim.output
 
 
 async def test_our_own_origin_and_listed_ones_may_open_a_socket(
@@ -149,6 +150,21 @@ async def test_our_own_origin_and_listed_ones_may_open_a_socket(
     for origin in (shim.url, "https://console.example"):
         async with acme.ws_connect(f"{execution.path}/ws", origin=origin) as socket:
             assert (await frame(socket)).sequence == 1
+
+
+async def test_a_socket_that_does_not_read_is_dropped(
+    execution: Submitted, shim: ShimProcess, api_key: dict[str, str]
+) -> None:
+    for _ in range(20):
+        await execution.tell(*["x" * 1_000] * 499)
+    with raw.create_connection(("127.0.0.1", shim.port)) as sleeper:
+        sleeper.setsockopt(raw.SOL_SOCKET, raw.SO_RCVBUF, 4_096)
+        sleeper.sendall(
+            f"GET {execution.path}/ws HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api_key['acme']}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nX-Request-Id: sleeping-socket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        await until(lambda: "reader dropped" in shim.output and "sleeping-socket" in shim.output)
 
 
 async def test_a_socket_closes_when_its_key_is_revoked(

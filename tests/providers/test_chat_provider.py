@@ -571,18 +571,23 @@ class TestLeaving:
         with pytest.raises(ProviderUnreachable):
             await ask(providers.named(name))
 
-    async def test_closing_the_provider_ends_a_wait(self, providers: Providers, name: str, wire: WireServer) -> None:
-        arrived = asyncio.Event()
+    @pytest.mark.parametrize("octets", [b"", b": head\n\n", SOME], ids=["no head", "no delta", "a delta"])
+    async def test_closing_the_provider_ends_a_wait(
+        self, providers: Providers, name: str, wire: WireServer, octets: bytes
+    ) -> None:
+        arrived, came = asyncio.Event(), asyncio.Event()
 
         async def answer(exchange: Exchange) -> None:
-            await exchange.start()
-            await exchange.send(SOME)
+            if octets:
+                await exchange.start()
+                await exchange.send(octets)
             arrived.set()
             await exchange.left()
 
         wire.answer = answer
-        waiting = asyncio.create_task(ask(providers.named(name)))
-        await arrived.wait()
+        waiting = asyncio.create_task(read(providers.named(name), lambda _: came.set()))
+        await (came if octets == SOME else arrived).wait()
+        await asyncio.sleep(0)  # the reader asks for more
         await providers.aclose()
         with pytest.raises(ProviderUnreachable):
             await asyncio.wait_for(waiting, LEFT_S)

@@ -110,6 +110,14 @@ async def test_groq_reports_usage_its_own_way(groq_client: AsyncGroq) -> None:
     assert usage.total_time > 0
 
 
+async def test_groq_answers_in_one_piece_too(groq_client: AsyncGroq) -> None:
+    whole: Any = await groq_client.chat.completions.create(model="sandbox-1", messages=asked("Hello"))  # type: ignore[arg-type]
+
+    assert whole.choices[0].message.content.startswith("Hello!")
+    assert whole.x_groq.id
+    assert whole.usage.total_time > 0
+
+
 async def test_says_the_same_in_one_piece(openai_client: AsyncOpenAI) -> None:
     whole: Any = await openai_client.chat.completions.create(model="sandbox-1", messages=asked("Hello"))  # type: ignore[arg-type]
     text, _, _, _ = await streamed(openai_client, model="sandbox-1", messages=asked("Hello"))
@@ -222,6 +230,8 @@ async def test_refuses_as_openai_does(base_url: str, openai_client: AsyncOpenAI)
         await create(model="gpt-99", messages=asked("Hello"))
     with pytest.raises(openai.AuthenticationError):
         await nameless.chat.completions.create(model="sandbox-1", messages=asked("Hello"))
+    with pytest.raises(openai.NotFoundError, match="Unknown request URL"):
+        await openai_client.models.list()
     with pytest.raises(openai.BadRequestError, match="empty array"):
         await create(model="sandbox-1", messages=[])
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}

@@ -105,6 +105,20 @@ async def test_bunches_acknowledgements_and_never_keeps_the_last_waiting() -> No
     assert acks == [{"ack": f"{TWO}:1"}, {"ack": f"{ONE}:2"}, {"ack": f"{ONE}:3"}]
 
 
+async def test_acknowledges_nothing_when_made_so() -> None:
+    async with (
+        serving(orchestrator.create_app(ack_every=0)) as url,
+        httpx.AsyncClient(base_url=url) as http,
+        notifier(url, prefix="") as socket,
+    ):
+        await socket.send(frame(1))
+        got = (await http.get("/frames", params={"wait_s": 10})).json()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(socket.recv(), timeout=3 * orchestrator.ACK_QUIET_S)
+
+    assert got["last"] == 1
+
+
 async def test_shows_frames_to_whoever_watches() -> None:
     shown: list[Frame] = []
     async with (

@@ -27,6 +27,7 @@ OFFERED = [OfferedFunction(name) for name in toolbox()]
             "6 × 7 and 15% of 80",
             [("calculator", {"expression": "6 * 7"}), ("calculator", {"expression": "15 / 100 * 80"})],
         ),
+        ("(It is 3 * (4 + 1))", [("calculator", {"expression": "3 * (4 + 1)"})]),
         ("The square root of 16?", [("calculator", {"expression": "sqrt(16)"})]),
         ("Call 555-1234 on 2026-11-23.", []),
         ("20 km in miles", [("convert_units", {"value": 20.0, "from_unit": "km", "to_unit": "miles"})]),
@@ -172,11 +173,21 @@ def test_pieces_make_the_text(text: str) -> None:
                 }
             },
         },
+        {"type": "null"},
+        {"items": {"enum": ["x", "y"]}, "minItems": 2, "uniqueItems": True},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 3, "uniqueItems": True},
+        {"required": ["code"], "properties": {"code": {"const": 7}}},
         *(tool.definition().parameters for tool in toolbox().values()),
     ],
 )
-def test_fills_in_forms(schema: dict[str, Any]) -> None:
+def test_fills_in_a_form(schema: dict[str, Any]) -> None:
     jsonschema_rs.validate(schema, fill(schema, text="3 apples, 4.5 pears and 2026-11-23"))
+
+
+def test_reads_labels_in_the_text() -> None:
+    schema = {"type": "object", "properties": {"colour": {"type": "string"}, "size": {"type": "string"}}}
+
+    assert fill(schema, text="Size: large, colour: dark red") == {"colour": "dark red", "size": "large"}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +198,11 @@ def test_fills_in_forms(schema: dict[str, Any]) -> None:
         (b'{"model": "sandbox-1", "messages": [{"role": "wizard"}]}', "wizard"),
         (b'{"model": "sandbox-1", "messages": [{"role": "user"}], "max_tokens": 0}', "max_completion_tokens"),
         (b'{"model": "sandbox-1", "messages": [{"role": "user"}], "tool_choice": "required"}', "tool_choice"),
+        (
+            b"""{"model": "sandbox-1", "messages": [{"role": "user"}], "tools": [{"function": {"name": "clock"}}],
+                 "tool_choice": {"function": {"name": "slow"}}}""",
+            "'slow' not found",
+        ),
         (b'{"model": "sandbox-1", "messages": [{"role": "tool", "tool_call_id": "c1"}]}', "must answer a tool call"),
     ],
 )

@@ -1,18 +1,18 @@
-"""The whole service as processes: neighbours, worker, notifier, shim; for one test module at a time."""
+"""The whole service as processes: neighbours, worker, notifier, shim; once for all tests of this folder."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
-from sandbox.app import sandbox_environment
 
 from agent_exec import AgentExecClient, api_keys
 from agent_exec.embedded import EmbeddedServer
+from sandbox.app import sandbox_environment
 from tests.processes import Process, answers, free_port, wait_until
 
 TOKEN = "service-token-of-the-tests"
@@ -47,7 +47,7 @@ class Service:
 
     def client(self) -> AgentExecClient:
         """Return a client on the same store."""
-        return AgentExecClient(self.redis.url)
+        return AgentExecClient(self.env["AGENT_EXEC_REDIS_URL"])
 
     def http(self, tenant_id: str) -> httpx.Client:
         """Return an HTTP client with a tenant's key."""
@@ -66,17 +66,21 @@ class Service:
         """Return the frames that the orchestrator received for an execution."""
         with self.neighbours() as client:
             answer = client.get("/orchestrator/frames", params={"execution": execution_id})
-            frames: list[dict[str, object]] = answer.raise_for_status().json()["frames"]
-            return frames
+            return [one["frame"] for one in answer.raise_for_status().json()["frames"]]
+
+    def apart(self, database: int, **env: str) -> Service:
+        """Return the same service on a database of its own, with nothing running yet."""
+        address = f"{self.redis.url.rsplit('/', 1)[0]}/{database}"
+        return replace(self, env={**self.env, "AGENT_EXEC_REDIS_URL": address, **env}, processes={})
 
     def stop(self) -> None:
-        """Stop everything, workers last."""
+        """Stop everything that it started."""
         with contextlib.ExitStack() as stack:
             for process in self.processes.values():
                 stack.callback(process.stop)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service, with one worker."""
     directory = tmp_path_factory.mktemp("service")

@@ -16,10 +16,11 @@ from tasks.daemon_threads import DaemonThreads
 from tasks.interruptible import Interruptible
 from tasks.loop import LoopThread, resources
 from tasks.loop_watch import LoopWatch
+from tasks.pool import TaskPool
 from tests.tasks.pool_worker import eventually
 
 LOGGER = logging.getLogger("tests.tasks.pool_parts")
-THRESHOLD_S = 0.1
+THRESHOLD_S = 0.2
 
 
 class Interruption(asyncio.CancelledError):
@@ -208,7 +209,7 @@ class TestLoopThread:
         assert self.run(loop, alive) == "alive"
         loop.stop()
         assert loop.join(10)
-        assert "SystemExit(3)" in caplog.text
+        assert "the event loop was left with SystemExit(3)" in caplog.text
 
     def test_resources_that_do_not_close_are_logged(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
         @asynccontextmanager
@@ -261,3 +262,58 @@ class TestLoopThread:
         assert loop.join(10)
         assert obedient.cancelled()
         assert "ignores its cancellation" in caplog.text
+
+
+class TestTaskPool:
+    """With plain functions in place of Celery's tracer and its callbacks."""
+
+    @pytest.fixture
+    def pool(self) -> Iterator[TaskPool]:
+        pool = TaskPool(1, app=Celery("parts", set_as_current=False))
+        pool.start()
+        yield pool
+        pool.stop()
+
+    def test_it_needs_no_callbacks(self, pool: TaskPool) -> None:
+        ran = threading.Event()
+        pool.apply_async(ran.set)
+        assert ran.wait(10)
+
+    def test_what_the_tracer_raises_is_a_failure(self, pool: TaskPool) -> None:
+        failures: list[Any] = []
+        pool.apply_async(lambda: 1 / 0, error_callback=failures.append)
+        assert eventually(lambda: failures)[0].type is ZeroDivisionError
+
+    @pytest.mark.parametrize("error", [ValueError("no backend"), SystemExit(3)])
+    def test_a_callback_that_fails_costs_no_slot(
+        self, pool: TaskPool, caplog: pytest.LogCaptureFixture, error: BaseException
+    ) -> None:
+        def fail(_: Any) -> None:
+            raise error
+
+        pool.apply_async(lambda: 1, callback=fail)
+        outcomes: list[Any] = []
+        pool.apply_async(lambda: 2, callback=outcomes.append)
+        assert eventually(lambda: outcomes) == [2]
+        assert repr(error) in caplog.text
+
+    def test_jobs_that_end_at_once_end_one_after_the_other(self, pool: TaskPool) -> None:
+        outcomes: list[int] = []
+        for number in range(2000):  # inside of each other, they would pass the limit of recursion
+            pool.apply_async(lambda number=number: number, callback=outcomes.append)
+        eventually(lambda: len(outcomes) == 2000)
+        assert outcomes == list(range(2000))
+
+    def test_a_job_that_has_ended_is_not_cancelled(self, pool: TaskPool) -> None:
+        outcomes: list[Any] = []
+        job = pool.apply_async(lambda: 1, callback=outcomes.append)
+        eventually(lambda: outcomes)
+        job.terminate()
+        job.terminate()
+        eventually(lambda: pool.info["running"] == 0)
+        assert outcomes == [1]
+
+    def test_it_stops_twice(self, pool: TaskPool) -> None:
+        pool.stop()
+        pool.terminate()
+        assert pool.num_processes == 1

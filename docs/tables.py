@@ -1,0 +1,61 @@
+"""The tables in these pages that are made from the code: settings and errors.
+
+`python docs/tables.py` writes them between their markers; tests/test_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from pydantic_core import PydanticUndefined
+
+from agent_exec import errors
+from agent_exec.settings import Settings, variable
+
+DOCS = Path(__file__).parent
+PAGES = {"settings": DOCS / "operations.md", "errors": DOCS / "contract.md"}
+
+
+def settings() -> str:
+    """Return a row for each setting."""
+    rows = [
+        f"| `{variable(name)}` | {_default(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | what it is |", "| --- | --- | --- |", *rows])
+
+
+def _default(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, SecretStr) or value in (None, PydanticUndefined, frozenset()):
+        return ""
+    return f"`{value}`"
+
+
+def error_codes() -> str:
+    """Return a row for each error of the tree."""
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.AgentExecError)]
+    rows = [
+        f"| `{kind.code}` | {'yes' if kind.retryable else 'no'} | {inspect.getdoc(kind).splitlines()[0]} |"  # type: ignore[union-attr]  # each has one
+        for kind in sorted(kinds, key=lambda kind: kind.code)
+        if not kind.__subclasses__()
+    ]
+    return "\n".join(["| code | a retry may help | what it says |", "| --- | --- | --- |", *rows])
+
+
+def page_with_table(name: str) -> str:
+    """Return a page with its table as the code has it now."""
+    table = {"settings": settings, "errors": error_codes}[name]()
+    page = PAGES[name].read_text()
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    assert marked.search(page), f"{PAGES[name]} has no place for the table '{name}'"
+    return marked.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        page.write_text(page_with_table(name))

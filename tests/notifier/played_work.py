@@ -1,0 +1,47 @@
+"""Work to tell of: executions and their events, made by the ledger's own calls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from agent_exec import submission
+from agent_exec.contract.event import EventName
+from agent_exec.contract.execution import ExecutionRequest
+from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import Claimed, Event, Hold, StepRef
+from agent_exec.store import Store
+
+
+@dataclass
+class Work:
+    """What a worker would write."""
+
+    store: Store
+
+    async def begin(self, tenant_id: str = "acme") -> Hold:
+        """Accept and claim an execution: event 1."""
+        message = submission.message_of(ExecutionRequest(agent_id="desk", query="?"), tenant_id=tenant_id)
+        await self.store.run(submission.store(message, open_retention_s=86_400))
+        ref = StepRef(tenant_id, message.execution_id, "prompt")
+        claim = await self.store.run(ledger.claim(ref, lease_s=600, worker="w"))
+        assert isinstance(claim, Claimed)
+        return claim.hold
+
+    async def tokens(self, hold: Hold, count: int, *, text: str = "x") -> None:
+        """Add `count` events."""
+        event = Event(EventName.TOKEN, json.dumps({"token": text, "is_final": False}))
+        assert await self.store.run(ledger.tell(hold, [event] * count)) == "told"
+
+    async def finish(self, hold: Hold) -> None:
+        """Add the terminal event."""
+        ended = ledger.finish(
+            hold,
+            result="{}",
+            status="completed",
+            response="{}",
+            celery_result="{}",
+            events=[Event(EventName.COMPLETED, "{}")],
+            retention_s=3_600,
+        )
+        assert await self.store.run(ended) == "finished"

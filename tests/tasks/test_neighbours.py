@@ -1,0 +1,253 @@
+"""The clients of the neighbours, against a server that behaves as each test says (faults F40–F43, B44)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from agent_exec.contract.operation import Embedding, Query
+from agent_exec.contract.tool import ToolError, ToolExecution, ToolResult
+from agent_exec.errors import AgentNotFound, NeighbourRefused, NeighbourUnavailable, TenantNotFound
+from tasks.neighbours.http import MAX_ANSWER_BYTES, Neighbour
+from tasks.neighbours.management import AgentManagement
+from tasks.neighbours.orchestrator import Orchestrator
+from tasks.neighbours.registry import ToolRegistry
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+AGENT = {"agent_id": "desk", "provider": "openai", "model": "sandbox-1"}
+EXECUTION_ID = "6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"
+
+
+class Played:
+    """A neighbour whose next answers are in a list; the last one repeats."""
+
+    def __init__(self) -> None:
+        self.answers: list[Handler] = []
+        self.requests: list[tuple[str, str, dict[str, str], str]] = []
+        self.url = ""
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.method, request.path, dict(request.headers), await request.text()))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return await answer(request)
+
+
+def saying(body: Any, *, status: int = 200, **headers: str) -> Handler:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    return answer
+
+
+def text(body: str, *, status: int = 200) -> Handler:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(text=body, status=status)
+
+    return answer
+
+
+async def hangs(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError("the client waited")
+
+
+async def drops(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+@pytest.fixture
+async def played() -> AsyncIterator[Played]:
+    """The server."""
+    neighbour = Played()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", neighbour.serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert runner.addresses
+    neighbour.url = f"http://127.0.0.1:{runner.addresses[0][1]}/base/"
+    yield neighbour
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def neighbour(played: Played) -> AsyncIterator[Neighbour]:
+    """The connection to it."""
+    async with Neighbour("Tool Registry", played.url, token="secret", timeout_s=0.3) as opened:
+        yield opened
+
+
+async def test_a_request_carries_our_token_and_the_base_path(played: Played, neighbour: Neighbour) -> None:
+    played.answers = [saying({})]
+    answer = await neighbour.ask("GET", "/v1/x")
+    assert (answer.status, answer.body) == (200, b"{}")
+    [(method, path, headers, _)] = played.requests
+    assert (method, path, headers["Authorization"]) == ("GET", "/base/v1/x", "Bearer secret")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (saying({}, status=500), "answered 500"),
+        (saying({}, status=429), "answered 429"),
+        (hangs, "in time"),
+        (drops, "cannot be reached"),
+    ],
+)
+async def test_what_may_pass_is_unavailable(played: Played, neighbour: Neighbour, answer: Handler, words: str) -> None:
+    played.answers = [answer]
+    with pytest.raises(NeighbourUnavailable, match=words) as unavailable:
+        await neighbour.ask("GET", "/v1/x")
+    assert unavailable.value.neighbour == "Tool Registry"
+
+
+@pytest.mark.parametrize(("header", "expected"), [("20", 20.0), ("soon", None), ("999999", None)])
+async def test_the_pause_that_is_asked_for_is_told(
+    played: Played, neighbour: Neighbour, header: str, expected: float | None
+) -> None:
+    played.answers = [saying({}, status=503, Retry_After=header)]
+    with pytest.raises(NeighbourUnavailable) as unavailable:
+        await neighbour.ask("GET", "/v1/x")
+    assert unavailable.value.retry_after_s == expected
+
+
+async def test_nobody_at_the_address(unused_port: int) -> None:
+    async with Neighbour("Agent Management", f"http://127.0.0.1:{unused_port}", token="", timeout_s=1) as nobody:
+        with pytest.raises(NeighbourUnavailable, match="check its address"):
+            await nobody.ask("GET", "/v1/x")
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def test_a_redirect_is_never_followed(played: Played, neighbour: Neighbour) -> None:
+    played.answers = [saying({}, status=302, Location="http://169.254.169.254/")]
+    with pytest.raises(NeighbourRefused, match="never followed"):
+        await neighbour.ask("GET", "/v1/x")
+    assert len(played.requests) == 1
+
+
+async def test_an_answer_is_read_so_far_and_no_further(played: Played, neighbour: Neighbour) -> None:
+    played.answers = [text("x" * (MAX_ANSWER_BYTES + 1))]
+    with pytest.raises(NeighbourRefused, match=str(MAX_ANSWER_BYTES)):
+        await neighbour.ask("GET", "/v1/x")
+
+
+async def test_an_agents_configuration_is_cached_and_asked_for_anew_by_its_etag(
+    played: Played, neighbour: Neighbour
+) -> None:
+    management = AgentManagement(neighbour, ttl_s=0.0)
+    played.answers = [saying(AGENT, ETag='"1"'), saying(None, status=304), saying(AGENT | {"model": "m2"}, ETag='"2"')]
+    assert (await management.agent("acme", "desk")).model == "sandbox-1"
+    assert (await management.agent("acme", "desk")).model == "sandbox-1"
+    assert (await management.agent("acme", "desk")).model == "m2"
+    assert [headers.get("If-None-Match") for _, _, headers, _ in played.requests] == [None, '"1"', '"1"']
+
+
+async def test_within_its_time_a_configuration_is_not_asked_for(played: Played, neighbour: Neighbour) -> None:
+    management = AgentManagement(neighbour, ttl_s=60)
+    played.answers = [saying(AGENT)]
+    for _ in range(3):
+        await management.agent("acme", "desk")
+    assert len(played.requests) == 1
+    await management.agent("globex", "desk")
+    assert len(played.requests) == 2, "no entry serves two tenants"
+    management.forget()
+    await management.agent("acme", "desk")
+    assert len(played.requests) == 3
+
+
+async def test_what_agent_management_does_not_know_is_an_error_that_says_what_to_do(
+    played: Played, neighbour: Neighbour
+) -> None:
+    management = AgentManagement(neighbour, ttl_s=60)
+    played.answers = [saying({}, status=404)]
+    with pytest.raises(AgentNotFound, match="check the id"):
+        await management.agent("acme", "desk")
+    with pytest.raises(TenantNotFound, match="create it"):
+        await management.tenant("acme")
+
+
+@pytest.mark.parametrize("answer", [saying({}, status=401), text("<html>"), saying({"agent_id": "desk"}), saying([])])
+async def test_an_answer_that_is_no_use_is_refused(played: Played, neighbour: Neighbour, answer: Handler) -> None:
+    played.answers = [answer]
+    with pytest.raises(NeighbourRefused):
+        await AgentManagement(neighbour, ttl_s=60).agent("acme", "desk")
+    with pytest.raises(NeighbourRefused):
+        await ToolRegistry(neighbour, ttl_s=60).tools("acme", "desk")
+    with pytest.raises(NeighbourRefused):
+        await Orchestrator(neighbour).query(
+            Query(tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, query="x", top_k=1)
+        )
+
+
+async def test_tools_are_listed_and_cached(played: Played, neighbour: Neighbour) -> None:
+    registry = ToolRegistry(neighbour, ttl_s=60)
+    played.answers = [saying({"tools": [{"name": "clock"}]})]
+    for _ in range(2):
+        [tool] = await registry.tools("acme", "desk")
+    assert (tool.name, tool.effect, len(played.requests)) == ("clock", "effect", 1)
+
+
+CALL = ToolExecution(
+    tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, tool_call_id="c1", arguments={"city": "Lima"}
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (saying({"result": {"time": "12:00"}}), ToolResult(result={"time": "12:00"})),
+        (
+            saying({"error": {"code": "no_city", "message": "where?"}}, status=422),
+            ToolError(code="no_city", message="where?"),
+        ),
+        (
+            text("<html>oops", status=200),
+            ToolError(code="tool_protocol", message="The tool 'clock' answered 200 with no valid JSON result."),
+        ),
+        (
+            text('{"result": NaN}'),
+            ToolError(code="tool_protocol", message="The tool 'clock' answered 200 with no valid JSON result."),
+        ),
+    ],
+)
+async def test_what_a_tool_says_is_a_value(
+    played: Played, neighbour: Neighbour, answer: Handler, expected: ToolResult | ToolError
+) -> None:
+    played.answers = [answer]
+    said = await ToolRegistry(neighbour, ttl_s=60).execute("clock", CALL, idempotency_key="k", timeout_s=5)
+    assert said == expected
+    [(method, path, headers, body)] = played.requests
+    assert (method, path) == ("POST", "/base/v1/tools/clock/execute")
+    assert (headers["Idempotency-Key"], headers["X-Tenant-Id"]) == ("k", "acme")
+    assert ToolExecution.model_validate_json(body) == CALL
+
+
+async def test_the_orchestrators_operations(played: Played, neighbour: Neighbour) -> None:
+    orchestrator = Orchestrator(neighbour)
+    played.answers = [
+        saying({"documents": [{"id": "d", "text": "t", "score": 0.5, "metadata": {}}]}),
+        saying({"model": "e", "embeddings": [[0.5]]}),
+    ]
+    found = await orchestrator.query(
+        Query(tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, query="x", top_k=1)
+    )
+    assert found.documents[0].text == "t"
+    vectors = await orchestrator.embed(Embedding(tenant_id="acme", execution_id=EXECUTION_ID, texts=["x"]))
+    assert vectors.embeddings == [[0.5]]
