@@ -204,14 +204,18 @@ def redis_errors() -> Iterator[None]:
     try:
         yield
     except (OutOfMemoryError, ReadOnlyError) as error:
-        raise StorageFull(f"Redis refuses writes: {error}. Free memory, or point at the primary.") from error
+        raise StorageFull(f"Redis refuses writes: {_said(error)}. Free memory, or point at the primary.") from error
     except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError) as error:
         raise StorageUnavailable(
-            f"Redis does not answer: {error}. Check AGENT_EXEC_REDIS_URL and that the server runs."
+            f"Redis does not answer: {_said(error)}. Check AGENT_EXEC_REDIS_URL and that the server runs."
         ) from error
     except ResponseError as error:
         if str(error).startswith(("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS")):
-            raise StorageFull(f"Redis refuses writes: {error}. See its log and its disk.") from error
+            raise StorageFull(f"Redis refuses writes: {_said(error)}. See its log and its disk.") from error
         raise
     except RedisError:
         raise
+
+
+def _said(error: Exception) -> str:
+    return str(error).rstrip(".")

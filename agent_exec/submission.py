@@ -23,6 +23,10 @@ from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Acceptance, Event
 from agent_exec.script import Call
 
+#: Enough to mend a message by, and no more than a log line bears.
+MAX_COMPLAINTS = 10
+MAX_PLACE_CHARS = 100
+
 
 def message_from(raw: Any) -> Message:
     """Return the standard message that `raw`, decoded JSON, is.
@@ -97,6 +101,10 @@ def first_hint(message: Message) -> Hint:
 
 def complaints(error: ValidationError) -> str:
     """Return what is wrong, field by field, for a caller to read: no values, no URLs."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}" for item in error.errors()[:10]
-    )
+    return "; ".join(f"{_place(item['loc'])}: {item['msg']}" for item in error.errors()[:MAX_COMPLAINTS])
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """Where a fault is. Names of the caller's own making are cut and kept printable."""
+    path = ".".join(str(part) for part in location) or "body"
+    return "".join(char if char.isprintable() else "?" for char in path[:MAX_PLACE_CHARS])

@@ -14,10 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_shim.counters import Counters
-from api_shim.problem import problem_response
+from api_shim.problem import Refused, problem_response
 
 log = structlog.get_logger(__name__)
 
+#: Eight times what a request of ours needs with a key, a token and a proxy's additions.
+MAX_HEADER_BYTES = 32_000
+_TOO_LARGE = Refused(431, f"The headers have at most {MAX_HEADER_BYTES} bytes.")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -48,7 +51,10 @@ class Observed:
         began_s = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self._app(scope, receive, send_with_id)
+                if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+                    await problem_response(_TOO_LARGE)(scope, receive, send_with_id)
+                else:
+                    await self._app(scope, receive, send_with_id)
             except Exception:
                 log.exception("request broke")
                 if status:

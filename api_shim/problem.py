@@ -97,6 +97,7 @@ REFUSALS: dict[int, tuple[str, str]] = {
     408: ("body_timeout", "The body took too long"),
     413: ("body_too_large", "The body is too large"),
     415: ("unsupported_media_type", "The body is of another type"),
+    431: ("headers_too_large", "The headers are too large"),
 }
 
 

@@ -223,10 +223,10 @@ class Session:
                 taken = await self._store.run(outbox.take(events=self._window.room))
                 if taken.pages:
                     await self._send(taken.pages)
-            if not taken.pages:
+            if taken.pages:
+                await asyncio.sleep(0 if taken.more else COALESCE_S)
+            elif not self._stopping.is_set():
                 await first_of(self._woken(), self._stopping.wait())
-            elif not taken.more:
-                await asyncio.sleep(COALESCE_S)
         await self._drained()
 
     async def _send(self, pages: Sequence[Page]) -> None:

@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from honcho.colour import get_colours
 from honcho.printer import Printer
 from honcho.process import Process
 
-from sandbox import keeper
+from sandbox import ending, keeper
 
 #: What a process gets to end in good order, before it is killed.
 STOP_S = 10.0
+POLL_S = 0.001
+LOOK_S = 0.2
 LAST_LINES = 15
 
 
@@ -48,10 +50,10 @@ class Member:
         self._ready_words = None if ready_words is None else ready_words.encode()
         self._happened = happened
         self._output = log.open("wb", buffering=0)
-        self._started = threading.Event()
         self._follower = threading.Thread(target=process.run, args=(self,), name=self.name, daemon=True)
         self._follower.start()
-        self._started.wait()
+        while not self.pid:  # an Event would be left in disorder by a signal that raises
+            time.sleep(POLL_S)
 
     def put(self, message: Any) -> None:
         """Take one of honcho's messages; called in the thread that follows the process."""
@@ -59,7 +61,6 @@ class Member:
             case "start":
                 self.pid = message.data["pid"]
                 self._happened(self, message)
-                self._started.set()
             case "line":
                 self._output.write(message.data)
                 if self._ready_words is not None and self._ready_words in message.data:
@@ -114,7 +115,6 @@ class Supervised:
         self._printer = Printer(sys.stdout) if echo else None
         self._one_at_a_time = threading.Lock()
         self._colours = get_colours()
-        self._one_ended = threading.Event()
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", keeper.__file__, *if_killed],
             stdin=subprocess.PIPE,
@@ -153,14 +153,15 @@ class Supervised:
             if member.exit_code is not None:
                 raise member.failure(f"ended with exit code {member.exit_code}")
 
-    def wait(self) -> None:
+    def wait(self) -> NoReturn:
         """Wait until one of the members ends by itself.
 
         Raises:
             Failed: one has.
         """
-        self._one_ended.wait()
-        self.check()
+        while True:  # looks, and does not block: a signal may be given to any thread, and would not wake this one
+            self.check()
+            time.sleep(LOOK_S)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -170,9 +171,8 @@ class Supervised:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop whoever still runs."""
-        try:
+        with ending.undisturbed():
             self._stop()
-        finally:
             self._tell_keeper(".")
             self._keeper.communicate()
 
@@ -180,15 +180,13 @@ class Supervised:
         everybody = list(self.members.values())
         named = [[member for member in everybody if member.name in wave] for wave in self._stop_order]
         left = [member for member in everybody if not any(member in wave for wave in named)]
-        try:
-            for wave in [*named, left]:
-                for member in wave:
-                    member.send(signal.SIGTERM)
-                _await_end(wave)
-        finally:  # also when somebody presses Ctrl-C again
-            for member in everybody:
-                member.send(signal.SIGKILL)
-            _await_end(everybody)
+        for wave in [*named, left]:
+            for member in wave:
+                member.send(signal.SIGTERM)
+            _await_end(wave)
+        for member in everybody:
+            member.send(signal.SIGKILL)
+        _await_end(everybody)
 
     def _happened(self, member: Member, message: Any) -> None:
         match message.type:
@@ -200,7 +198,6 @@ class Supervised:
                         self._printer.write(message)
             case "stop":
                 self._tell_keeper(f"-{member.pid}")
-                self._one_ended.set()
 
     def _tell_keeper(self, line: str) -> None:
         assert self._keeper.stdin is not None

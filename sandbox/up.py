@@ -51,7 +51,6 @@ def up(*, ports: Ports) -> int:
     except (AgentExecError, Failed) as error:
         click.echo(f"\n{error}", err=True)
         return 1
-    raise AssertionError("the stack is waited for until something ends it")
 
 
 def _reach_store(settings: Settings) -> None:

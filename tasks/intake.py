@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from celery import Task
+from celery.worker.request import Request
 
 from agent_exec import keys, submission
 from agent_exec.broker import fair_queue
@@ -20,6 +21,28 @@ from tasks.resources import Resources
 from tasks.response import celery_refusal
 
 log = structlog.get_logger(__name__)
+
+#: What is shown instead of a standard message.
+SHOWN = "{'message': '…'}"
+
+
+class DiscreetRequest(Request):  # type: ignore[misc]  # celery has no types
+    """Celery's notion of a message in the worker, for one that holds a prompt: its arguments show nowhere.
+
+    A plain Celery app writes the beginning of its arguments into the headers, and the worker would hand that on to events,
+    logs, Flower and `inspect active`.
+    """
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        """Take the message, and blacken what is shown of it."""
+        super().__init__(message, **options)
+        self._argsrepr = self._request_dict["argsrepr"] = "()"
+        self._kwargsrepr = self._request_dict["kwargsrepr"] = SHOWN
+
+    def info(self, safe: bool = True) -> dict[str, Any]:
+        """Return what `inspect` shows: never the arguments themselves."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
 
 
 async def take_in(task: Task, raw: Any) -> None:

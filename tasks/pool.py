@@ -292,6 +292,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # celery ships no types
 
     def _drain(self, cold: bool) -> None:
         self._stopping = True
+        ending = "cancelled" if cold else "waited for"
+        logger.info("stopping: %d tasks %s, %d handed back unstarted", len(self._running), ending, len(self._waiting))
         self._waiting.clear()  # never acknowledged: the broker gives them to another worker
         if cold:
             for job in list(self._running):

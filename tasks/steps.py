@@ -14,14 +14,14 @@ from agent_exec import routing
 from agent_exec.ledger.ledger import StepRef
 from tasks.celery import app
 from tasks.completion import complete
-from tasks.intake import take_in
+from tasks.intake import DiscreetRequest, take_in
 from tasks.operation import retrieve
 from tasks.prompt import prepare
 from tasks.step import Done, Step, run_step
 from tasks.tool_call import call_tool
 
 
-@app.task(name=routing.EXECUTE_TASK, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+@app.task(name=routing.EXECUTE_TASK, bind=True, Request=DiscreetRequest)  # type: ignore[untyped-decorator]  # celery has no types
 async def execute(self: Task, *, message: Any) -> None:
     """Take in a standard message."""
     await take_in(self, message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
 from agent_exec.contract.agent import AgentOverrides, Variables
 from agent_exec.contract.model import (
@@ -13,6 +13,7 @@ from agent_exec.contract.model import (
     AgentId,
     ContractModel,
     ExecutionId,
+    Json,
     OpaqueId,
     Priority,
     TenantId,
@@ -48,7 +49,7 @@ class Context(ContractModel):
     """What the caller knows: history, variables for the prompt, documents; any other key goes to the model as it is."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
+    __pydantic_extra__: dict[str, Json]
 
     history: Annotated[list[HistoryMessage], Field(max_length=MAX_HISTORY_MESSAGES)] = Field(default_factory=list)
     variables: Variables = Field(default_factory=dict, max_length=100)

@@ -248,6 +248,13 @@ async def test_a_method_that_a_path_has_not(acme: aiohttp.ClientSession) -> None
         assert Problem.model_validate_json(await response.text()).code == "method_not_allowed"
 
 
+async def test_headers_without_end(acme: aiohttp.ClientSession) -> None:
+    for path in ("/v1/executions", "/health/live", "/nowhere"):
+        async with acme.get(path, headers={"X-Padding": "x" * 64_000}) as response:
+            assert response.status == 431
+            assert Problem.model_validate_json(await response.text()).code == "headers_too_large"
+
+
 async def test_a_header_in_the_query(acme: aiohttp.ClientSession) -> None:
     async with acme.post("/v1/executions?Idempotency-Key=k", json=WORK) as response:
         assert response.status == 422

@@ -32,6 +32,40 @@ async def test_an_execution_is_stored_hinted_and_named(acme: aiohttp.ClientSessi
     assert (view.status, view.tenant_id, view.response) == ("pending", "acme", None)
 
 
+async def test_a_request_with_every_field_is_stored_as_it_was_sent(
+    acme: aiohttp.ClientSession, async_store: Store
+) -> None:
+    work = {
+        **WORK,
+        "priority": 7,
+        "deadline_s": 30,
+        "metadata": {"conversation_id": "c", "source": "workflow", "global_task_id": "g"},
+        "agent_config": {
+            "provider": "openai",
+            "model": "m",
+            "fallbacks": [{"provider": "groq", "model": "n"}],
+            "temperature": 1,
+            "tool_choice": {"name": "get_weather"},
+            "response_format": {"type": "object"},
+            "limits": {"max_turns": 2},
+        },
+        "context": {
+            "history": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+            "variables": {"persona": "clerk"},
+            "locale": {"language": "en"},
+        },
+    }
+    async with acme.post("/v1/executions", json=work) as response:
+        assert response.status == 202, await response.text()
+        execution_id = (await response.json())["execution_id"]
+    record = await async_store.run(ledger.look("acme", execution_id))
+    stored = record.message.model_dump(mode="json", exclude_unset=True)
+    assert stored["payload"]["context"] == work["context"]
+    assert stored["payload"]["agent_config"]["limits"] == {"max_turns": 2, "deadline_s": 30}
+    assert (stored["priority"], stored["metadata"]) == (7, work["metadata"])
+    assert record.deadline_ms is not None
+
+
 async def test_the_final_response_is_shown_once_there_is_one(acme: aiohttp.ClientSession, execution: Submitted) -> None:
     final = await execution.finish("42")
     async with acme.get(execution.path) as response:

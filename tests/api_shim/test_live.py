@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from agent_exec import api_keys, events, keys, submission
-from agent_exec.api_keys import ApiKeys, Caller
+from agent_exec.api_keys import Caller
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.embedded import EmbeddedServer
+from agent_exec.errors import Unauthorized
 from agent_exec.settings import read_settings
 from agent_exec.store import Store
 from api_shim import reader
@@ -95,39 +96,66 @@ async def shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     """A shim's parts in this process, on a server of their own."""
     monkeypatch.setattr(reader, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(reader, "STORAGE_PAUSE_S", 0.05)
-    keys_file = tmp_path / "keys.json"
-    api_keys.create(keys_file, tenant_id="acme")
+    api_keys.create(tmp_path / "keys.json", tenant_id="acme")
     with EmbeddedServer(tmp_path / "redis") as server:
-        async with opened(read_settings(redis_url=server.url, api_keys_file=keys_file), Counters()) as parts:
+        settings = read_settings(redis_url=server.url, api_keys_file=tmp_path / "keys.json")
+        async with opened(settings, Counters()) as parts:
             yield parts, server
 
 
-async def test_a_reader_waits_for_a_store_that_is_away_and_misses_nothing(shim: tuple[Shim, EmbeddedServer]) -> None:
-    parts, server = shim
-    (key,) = api_keys.list_keys(parts.settings.api_keys_file or Path())
-    caller = Caller("acme", "caller", key.key_id)
-    assert ApiKeys(parts.settings.api_keys_file).holds(caller)
+@pytest.fixture
+def caller(shim: tuple[Shim, EmbeddedServer], tmp_path: Path) -> Caller:
+    """The one caller whom it knows."""
+    (key,) = api_keys.list_keys(tmp_path / "keys.json")
+    return Caller(key.tenant_id, key.role, key.key_id)
+
+
+class Following:
+    """An execution, its worker, and a reader who notes what it sees."""
+
+    def __init__(self, parts: Shim, execution_id: str) -> None:
+        self.worker = PlayedWorker(parts.store, "acme", execution_id)
+        self.seen: list[int] = []
+        self._parts, self._execution_id = parts, execution_id
+
+    async def read(self, caller: Caller) -> None:
+        first = await self._parts.run(events.read("acme", self._execution_id))
+        async with aclosing(pages(self._parts, caller, first, after=0)) as following:
+            async for page in following:
+                self.seen.extend(event.sequence for event in page.events)
+
+
+@pytest.fixture
+async def following(shim: tuple[Shim, EmbeddedServer]) -> Following:
+    parts, _ = shim
     message = submission.message_of(ExecutionRequest(agent_id="desk", query="q"), tenant_id="acme")
     await parts.run(submission.store(message, open_retention_s=3_600))
-    worker = PlayedWorker(parts.store, "acme", message.execution_id)
-    first = await parts.run(events.read("acme", message.execution_id))
-    seen: list[int] = []
+    return Following(parts, message.execution_id)
 
-    async def read() -> None:
-        async with aclosing(pages(parts, caller, first, after=0)) as following:
-            async for page in following:
-                seen.extend(event.sequence for event in page.events)
 
-    reading = asyncio.create_task(read())
-    await worker.tell("before")
-    await until(lambda: seen == [1, 2])
+async def test_a_reader_waits_for_a_store_that_is_away_and_misses_nothing(
+    shim: tuple[Shim, EmbeddedServer], following: Following, caller: Caller
+) -> None:
+    parts, server = shim
+    reading = asyncio.create_task(following.read(caller))
+    await following.worker.tell("before")
+    await until(lambda: following.seen == [1, 2])
     server.kill()
     began_s = time.monotonic()
     await until(lambda: time.monotonic() - began_s > 0.5)  # several looks into the void
     assert not reading.done()
     server.start()
-    await worker.tell("after")
-    await until(lambda: seen == [1, 2, 3])
+    await following.worker.tell("after")
+    await until(lambda: following.seen == [1, 2, 3])
     parts.live.drain()
     await asyncio.wait_for(reading, 5)
-    assert seen == [1, 2, 3]
+    assert following.seen == [1, 2, 3]
+
+
+async def test_a_reader_whose_key_is_gone_is_told_before_the_next_page(following: Following) -> None:
+    reading = asyncio.create_task(following.read(Caller("acme", "caller", "gone0000")))
+    await until(lambda: following.seen == [1])
+    await following.worker.tell("secret")
+    with pytest.raises(Unauthorized):
+        await asyncio.wait_for(reading, 5)
+    assert following.seen == [1]

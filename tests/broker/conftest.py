@@ -1,16 +1,19 @@
-"""What the broker's tests share: running a call, and settling what was popped."""
+"""What the broker's tests share: running a call, settling what was popped, starting workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_exec.broker import fair_queue
 from agent_exec.broker.fair_queue import Delivery, Unfinished
+from agent_exec.embedded import EmbeddedServer
 from agent_exec.script import Call
 from agent_exec.store import BlockingStore
+from tests.broker.workers import Bench, Start, Worker, diary_of
 
 Run = Callable[[Call[Any]], Any]
 
@@ -65,3 +68,31 @@ def serve(pop: Callable[..., Delivery | None], run: Run) -> Callable[..., list[s
         return texts
 
     return serve
+
+
+@pytest.fixture(scope="module")
+def start(root: Path, redis_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start workers; they are stopped in the end, and must then have lived."""
+    workers: list[Worker] = []
+    directory = tmp_path_factory.mktemp("workers")
+
+    def start(pool: str = "threads", slots: int = 4, url: str = redis_server.url) -> Worker:
+        log = directory / f"w{len(workers)}.log"
+        worker = Worker(root, url, log, diary_url=diary_of(redis_server.url), pool=pool, slots=slots)
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        log = worker.log.read_text()
+        assert "Unrecoverable" not in log, log
+        assert "CRITICAL" not in log, log
+
+
+@pytest.fixture
+def bench(redis_url: str) -> Iterator[Bench]:
+    bench = Bench(redis_url, diary_of(redis_url))
+    yield bench
+    bench.close()

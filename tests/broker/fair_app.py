@@ -1,9 +1,10 @@
-"""A small Celery app for the workers of the broker's tests. The broker's address comes by `celery -b`."""
+"""A small Celery app for the workers of the broker's tests. Addresses come by `celery -b` and `--result-backend`, the latter
+for a diary, in which tasks write down what they do: it survives a broker that a test kills."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import cache
 
 import redis
 from celery import Celery, Task
@@ -26,24 +27,18 @@ app.conf.update(
 )
 
 
-def diary(url: str) -> redis.Redis:
-    """Where tasks write down what they do: another database than the broker's."""
-    return redis.Redis.from_url(url, db=9)
+@cache
+def pages() -> redis.Redis:
+    """The diary."""
+    return redis.Redis.from_url(app.conf.result_backend)
 
 
 @app.task(name="note", bind=True)
 def note(self: Task, name: str, for_s: float = 0.0) -> None:
-    """Write down when it began and ended, and what ran at once."""
-    pages = _diary()
-    pages.rpush("begun", f"{name} {time.time()}")
-    pages.hincrby("running", name.split("/")[0], 1)
-    pages.rpush("running_at", f"{name.split('/')[0]} {int(pages.hget('running', name.split('/')[0]) or 0)}")
+    """Write down when it began and ended, and how many of its group (`group/name`) ran at once."""
+    group = name.partition("/")[0]
+    pages().rpush("begun", f"{name} {time.time()}")
+    pages().rpush(f"at once:{group}", pages().hincrby("running", group, 1))
     time.sleep(for_s)
-    pages.hincrby("running", name.split("/")[0], -1)
-    pages.rpush("ended", f"{name} {time.time()}")
-
-
-def _diary() -> Any:
-    if "pages" not in globals():
-        globals()["pages"] = diary(app.conf.broker_write_url)
-    return globals()["pages"]
+    pages().hincrby("running", group, -1)
+    pages().rpush("ended", name)

@@ -54,10 +54,9 @@ async def test_a_closed_connection_says_why(
     orchestrator: Orchestrator, settings: Settings, code: int, kind: type[ConnectionLost]
 ) -> None:
     orchestrator.slams = code
-    with pytest.raises(ConnectionLost, match=f"closed with {code}") as closed:
-        async with connect(settings) as open_connection:
-            async for _ in open_connection.messages():
-                pass
+    async with connect(settings) as open_connection:
+        with pytest.raises(ConnectionLost, match=f"closed with {code}") as closed:
+            await anext(open_connection.messages())
     assert type(closed.value) is kind
 
 
@@ -66,8 +65,7 @@ async def test_a_broken_connection_is_lost_for_every_verb(orchestrator: Orchestr
         await until(lambda: orchestrator.open)
         orchestrator.sever()
         with pytest.raises(ConnectionLost, match="broken"):
-            async for _ in open_connection.messages():
-                pass
+            await anext(open_connection.messages())
         with pytest.raises(ConnectionLost, match="broken"):
             await open_connection.send("{}")
         with pytest.raises(ConnectionLost, match="broken"):

@@ -18,7 +18,9 @@ from agent_exec.ledger import ledger
 from agent_exec.settings import Settings
 from agent_exec.store import Store
 from notifier import connection, notifier, outbox
+from notifier.commands import carry_out
 from notifier.outbox import Left
+from notifier.protocol import CancelExecution
 from tests.notifier.conftest import TOKEN, Notifying
 from tests.notifier.played_orchestrator import Orchestrator, in_order, until
 from tests.notifier.played_work import Work
@@ -365,11 +367,12 @@ async def test_a_replay_sends_events_again(
     assert [result.get("code") for result in orchestrator.results()] == [None, "no_such_event", "not_found"]
 
 
-async def test_a_command_is_answered_while_redis_is_away(
-    orchestrator: Orchestrator, work: Work, async_store: Store
-) -> None:
-    from notifier.commands import carry_out  # noqa: PLC0415
-    from notifier.protocol import CancelExecution  # noqa: PLC0415
+async def test_a_command_is_answered_while_redis_is_away() -> None:
+    nowhere = Store("redis://127.0.0.1:1")
+    cancel = CancelExecution(command="cancel_execution", execution_id=UNKNOWN)
+    result = await carry_out(cancel, store=nowhere)
+    await nowhere.aclose()
+    assert (result.ok, result.code) == (False, "storage_unavailable")
 
 
 async def test_junk_is_counted_and_harms_nothing(

@@ -32,12 +32,16 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )
 logger = get_task_logger(__name__)
+meetings: dict[str, asyncio.Barrier] = {}
+sync_meetings: dict[str, threading.Barrier] = {}
 seen_in_signals: contextvars.ContextVar[str] = contextvars.ContextVar("seen_in_signals")
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Celery) -> AsyncIterator[Any]:
-    pool = aioredis.BlockingConnectionPool.from_url(app.conf.broker_url, max_connections=20, decode_responses=True)
+    pool = aioredis.BlockingConnectionPool.from_url(
+        app.conf.broker_url, max_connections=20, decode_responses=True, socket_timeout=None
+    )
     async with aioredis.Redis.from_pool(pool) as client:
         await client.rpush(f"lifespan {os.getpid()}", "opened")
         yield client
@@ -77,8 +81,15 @@ def _after(task_id: str, task: Any, state: str | None, **_: Any) -> None:
 
 
 @app.task
-async def sleep(seconds: float) -> None:
-    await asyncio.sleep(seconds)
+async def meet(place: str, number: int) -> None:
+    """Return once `number` of these tasks wait at `place`, all in one process."""
+    await meetings.setdefault(place, asyncio.Barrier(number)).wait()
+
+
+@app.task
+def sync_meet(place: str, number: int) -> None:
+    """As `meet`, each in a thread of its own."""
+    sync_meetings.setdefault(place, threading.Barrier(number)).wait(10)
 
 
 @app.task(bind=True)

@@ -1,8 +1,11 @@
 """What a task may do and see, the same on every pool; and what the asyncio pool promises on top."""
 
-import time
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +27,10 @@ IMPLEMENTATIONS = {
     "prefork": "celery.concurrency.prefork:TaskPool",
 }
 WAIT_S = 15
+
+
+class Abort(BaseException):
+    """Ends the thread that waits for a coroutine, as KeyboardInterrupt does."""
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +147,13 @@ class TestTimeLimits:
 
 
 class TestAsyncioPool:
-    def test_300_sleeps_take_about_as_long_as_one(self, aio: PoolWorker) -> None:
-        began_s = time.monotonic()
-        for result in [aio.send(pool_app.sleep, 1.0) for _ in range(300)]:
+    def test_300_tasks_run_at_once(self, aio: PoolWorker) -> None:
+        for result in [aio.send(pool_app.meet, "300", 300) for _ in range(300)]:
             result.get(timeout=WAIT_S)
-        assert time.monotonic() - began_s < 5
 
-    def test_functions_run_side_by_side_in_threads(self, aio: PoolWorker) -> None:
-        began_s = time.monotonic()
-        for result in [aio.send(pool_app.sync_sleep, 1.0, diary_name()) for _ in range(20)]:
+    def test_20_functions_run_at_once_in_threads(self, aio: PoolWorker) -> None:
+        for result in [aio.send(pool_app.sync_meet, "20", 20) for _ in range(20)]:
             result.get(timeout=WAIT_S)
-        assert time.monotonic() - began_s < 4
 
     def test_a_hard_limit_cancels_the_coroutine(self, aio: PoolWorker) -> None:
         diary = diary_name()
@@ -273,3 +276,25 @@ class TestOutsideOfAWorker:
 
     async def test_apply_works_inside_of_a_loop(self, start: Callable[..., PoolWorker]) -> None:
         assert pool_app.adds.apply((1, 2)).get() == 3
+
+    @pytest.mark.parametrize(
+        ("interruption", "diary_of_child"),
+        [(SoftTimeLimitExceeded(9), ["child cancelled", "told"]), (Abort(), ["child cancelled"])],
+    )
+    def test_what_interrupts_the_waiting_thread_reaches_the_coroutine(
+        self, aio: PoolWorker, interruption: BaseException, diary_of_child: list[str]
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise interruption
+
+        diary = diary_name()
+        previous = signal.signal(signal.SIGUSR1, interrupt)  # as prefork's soft limit does
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        try:
+            with suppress(Abort):
+                assert pool_app.over_soft_limit.apply((diary, True)).get() == "cleaned up"
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+        timer.join()
+        assert eventually(partial(aio.diary, diary)) == diary_of_child

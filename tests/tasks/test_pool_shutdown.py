@@ -55,7 +55,7 @@ def test_a_warm_shutdown_lets_tasks_finish(start: Start) -> None:
         worker.send(pool_app.until_told, waiting)
         eventually(lambda: worker.unacknowledged() == 3)
         worker.signal(SIGTERM)
-        eventually(lambda: "Warm shutdown" in worker.log)
+        eventually(lambda: "stopping: 2 tasks waited for, 1 handed back unstarted" in worker.log)
         worker.tell(short)
         eventually(lambda: worker.unacknowledged() == 2)  # acknowledged while the other still runs
         assert worker.diary(long) == ["starts"]
@@ -88,7 +88,7 @@ def test_a_warm_shutdown_turns_cold(start: Start) -> None:
         worker.send(pool_app.until_told, diary)
         eventually(lambda: worker.diary(diary) == ["starts"])
         worker.signal(SIGTERM)
-        eventually(lambda: "Warm shutdown" in worker.log)
+        eventually(lambda: "stopping: 1 tasks waited for" in worker.log)
         worker.signal(SIGQUIT)
         assert worker.exit_code(within_s=AT_ONCE_S) == COLD
         assert worker.diary(diary) == ["starts", "cancelled"]

@@ -1,0 +1,125 @@
+"""What the tests of real workers share: starting them, and a bench to work at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu import pools
+
+from agent_exec.broker import fair_queue
+from agent_exec.broker.transport import register
+from agent_exec.store import BlockingStore
+
+STOCK = "kombu.transport.redis:Transport"
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """Wait for a condition; returns what it returned."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return result
+
+
+class Worker:
+    """A `celery worker` process and its children."""
+
+    def __init__(self, root: Path, url: str, log: Path, *, diary_url: str, pool: str, slots: int) -> None:
+        self.name, self.log = f"{log.stem}@test", log
+        command = [
+            "-b",
+            url,
+            "--result-backend",
+            diary_url,
+            "worker",
+            "-P",
+            pool,
+            "-c",
+            str(slots),
+            "-n",
+            self.name,
+            "-l",
+            "INFO",
+            "-E",
+        ]
+        command += ["-Q", "agent_execution,agent_tools,ordinary", "--without-mingle", "--without-gossip"]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "tests.broker.fair_app", *command],
+                cwd=root,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def ready(self) -> Worker:
+        until(lambda: "ready." in self.log.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def signal(self, number: int, *, children: bool = True) -> None:
+        (os.killpg if children else os.kill)(self.process.pid, number)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM, children=False)
+        return self.process.wait(20)
+
+
+def diary_of(url: str) -> str:
+    """The diary is in another database than the broker."""
+    return f"{url.rpartition('/')[0]}/9"
+
+
+#: `start(pool, slots, url)` starts a worker.
+Start = Callable[..., Worker]
+
+
+class Bench:
+    """What a test does to the workers' queue, and reads in their diary."""
+
+    def __init__(self, url: str, diary_url: str) -> None:
+        self.url, self.store = url, BlockingStore(url)
+        self.pages: Any = redis.Redis.from_url(diary_url, decode_responses=True)
+        register()
+        self.app = Celery("producer", broker=url, set_as_current=False)
+        self.app.conf.task_ignore_result = True
+
+    def send(self, queue: str, name: str, for_s: float = 0.0, **options: Any) -> None:
+        self.app.send_task("note", args=[name, for_s], queue=queue, **options)
+
+    def begun(self) -> list[str]:
+        return [entry.split()[0] for entry in self.pages.lrange("begun", 0, -1)]
+
+    def begun_at(self) -> dict[str, float]:
+        return {name: float(at) for name, at in (entry.split() for entry in self.pages.lrange("begun", 0, -1))}
+
+    def ended(self) -> set[str]:
+        return set(self.pages.lrange("ended", 0, -1))
+
+    def at_once(self, group: str) -> int:
+        return max(int(number) for number in self.pages.lrange(f"at once:{group}", 0, -1))
+
+    def depths(self) -> dict[str, fair_queue.FamilyDepth]:
+        return self.store.run(fair_queue.depths())
+
+    def idle(self) -> bool:
+        """Nothing waits, nothing is in flight, and no key says otherwise."""
+        leftover = {name.decode() for name in self.store.redis.scan_iter("ax:queue:*")}
+        return leftover <= {"ax:queue:clock", "ax:queue:dead", "ax:queue:cap", "ax:queue:weight"}
+
+    def close(self) -> None:
+        self.app.close()
+        pools.reset()
+        self.store.close()
+        self.pages.close()
