@@ -53,4 +53,3 @@ worker_enable_remote_control = True
 worker_pool = "tasks.pool:TaskPool"
 worker_concurrency = _settings.worker_concurrency
 worker_lifespan = "tasks.resources:open_resources"
-worker_soft_shutdown_timeout = _settings.shutdown_grace_s

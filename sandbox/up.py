@@ -67,8 +67,8 @@ def _welcome(stack: Stack, settings: Settings) -> Text:
     tenants = agents_by_tenant()
     tenant_id = next(iter(tenants))
     command = _shown(Path(sys.executable).parent / "agent-exec")
-    is_default = settings.state_dir == Settings.model_fields["state_dir"].default
-    where = "" if is_default else f"AGENT_EXEC_STATE_DIR={shlex.quote(str(settings.state_dir))} "
+    is_found = settings.redis_url is not None or settings.state_dir == Settings.model_fields["state_dir"].default
+    where = "" if is_found else f"AGENT_EXEC_STATE_DIR={shlex.quote(str(settings.state_dir))} "
     text = Text()
     text.append("\nThe Agent Execution Service is ready.\n\n", "bold green")
 

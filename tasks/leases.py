@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import structlog
 
@@ -28,11 +28,21 @@ class LeaseLost(Exception):
     """Another attempt holds the step now, or the execution has ended: write nothing more."""
 
 
+class HandBack(Exception):
+    """The worker stops and has waited long enough: give the step to another one."""
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
     hold: Hold
     task: asyncio.Task[object]
-    stopped_for: Literal["cancelled", "lost"] | None = None
+    stopped_for: Literal["cancelled", "lost", "handed back"] | None = None
+
+    def stop(self, why: Literal["cancelled", "lost", "handed back"]) -> None:
+        """Cancel the step's coroutine, once."""
+        if self.stopped_for is None:
+            self.stopped_for = why
+            self.task.cancel()
 
 
 class Leases:
@@ -52,6 +62,7 @@ class Leases:
         Raises:
             Cancelled: somebody asked for the execution's end; the block was cancelled.
             LeaseLost: the step is no longer ours; the block was cancelled.
+            HandBack: the worker stops; the block was cancelled.
         """
         task = asyncio.current_task()
         assert task is not None, "steps run in tasks"
@@ -63,11 +74,22 @@ class Leases:
         except asyncio.CancelledError:
             if running.stopped_for is None or task.uncancel() > before:
                 raise
-            if running.stopped_for == "cancelled":
-                raise Cancelled("The execution was cancelled on request.") from None
-            raise LeaseLost from None
+            match running.stopped_for:
+                case "cancelled":
+                    raise Cancelled("The execution was cancelled on request.") from None
+                case "handed back":
+                    raise HandBack from None
+                case "lost":
+                    raise LeaseLost from None
+                case other:
+                    assert_never(other)
         finally:
             self._running.discard(running)
+
+    def hand_back(self) -> None:
+        """Stop every step that still runs, for another worker to begin anew."""
+        for one in self._running:
+            one.stop("handed back")
 
     async def beat(self) -> None:
         """Renew all leases, again and again; never returns."""
@@ -84,6 +106,5 @@ class Leases:
             log.warning("leases not renewed", reason=str(error), steps=len(running))
             return
         for one, verdict in zip(running, verdicts, strict=True):
-            if verdict != "held" and one in self._running and one.stopped_for is None:
-                one.stopped_for = verdict
-                one.task.cancel()
+            if verdict != "held" and one in self._running:
+                one.stop(verdict)

@@ -29,7 +29,7 @@ from tasks.loop_watch import LoopWatch
 try:
     from uvloop import new_event_loop
 except ImportError:  # it has no build for Windows
-    from asyncio import new_event_loop
+    from asyncio import new_event_loop  # type: ignore[assignment]  # both make a loop
 
 LOOP_HELD_WARNING_S = 0.25
 """Half the time after which a token stream visibly stutters, and far above what any step needs of the processor."""
@@ -159,7 +159,8 @@ class LoopThread:
         lifespan = self.app.conf.get("worker_lifespan")
         async with contextlib.AsyncExitStack() as stack:
             if lifespan is not None:
-                _resources.set(await stack.enter_async_context(symbol_by_name(lifespan)(self.app)))
+                opening = symbol_by_name(lifespan)(self.app)  # type: ignore[no-untyped-call]  # kombu's own
+                _resources.set(await stack.enter_async_context(opening))
             self._context = copy_context()
             if self.watch.threshold_s > 0:
                 self.watch.start()

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from celery.signals import worker_shutting_down
 
 from agent_exec.embedded import redis_url
 from agent_exec.settings import Settings, read_settings
@@ -59,6 +61,7 @@ async def open_resources(_app: Any) -> AsyncIterator[Resources]:
         leases = Leases(store, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s)
         for duty in (leases.beat(), keep_up(store)):
             await stack.enter_async_context(_background(duty))
+        stack.enter_context(_handing_back(leases, after_s=settings.shutdown_grace_s))
         yield Resources(
             settings=settings,
             store=store,
@@ -84,3 +87,18 @@ async def _background(duty: Any) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.contextmanager
+def _handing_back(leases: Leases, *, after_s: float) -> Iterator[None]:
+    """While open: a worker that is asked to stop gives its steps so long to finish, and hands back the rest."""
+    loop = asyncio.get_running_loop()
+
+    def on_shutting_down(**_: Any) -> None:  # in the main thread
+        loop.call_soon_threadsafe(loop.call_later, after_s, leases.hand_back)
+
+    worker_shutting_down.connect(on_shutting_down)
+    try:
+        yield
+    finally:
+        worker_shutting_down.disconnect(on_shutting_down)

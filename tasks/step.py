@@ -38,7 +38,7 @@ from agent_exec.ledger.ledger import Claimed, Event, NotClaimed, StepRef
 from agent_exec.script import Call
 from tasks import response, retry
 from tasks.journal import RETRIEVAL_STEP, Journal, Snapshot, completion_step, tool_call_step
-from tasks.leases import LeaseLost
+from tasks.leases import HandBack, LeaseLost
 from tasks.next_step import AskModel, CallTools, Fail, Finish, Join, Next, Retrieve, WaitUntil
 from tasks.resources import Resources
 from tasks.structured import parse_structured
@@ -114,6 +114,9 @@ async def _hold(step: Step, do: Callable[[Step], Awaitable[Done]]) -> None:
             await _settle(step, await _attempt(step, do))
     except LeaseLost:
         log.info("step left to another attempt")
+    except HandBack:
+        await step.resources.store.insist(ledger.release(step.claim.hold))
+        log.info("step handed back")
 
 
 async def _attempt(step: Step, do: Callable[[Step], Awaitable[Done]]) -> Done:
@@ -124,7 +127,7 @@ async def _attempt(step: Step, do: Callable[[Step], Awaitable[Done]]) -> Done:
     try:
         async with step.resources.leases.keep(step.claim.hold), _deadline(step):
             return await do(step)
-    except LeaseLost:
+    except (LeaseLost, HandBack):
         raise
     except ExecutionError as error:
         log.warning("attempt failed", code=error.code, reason=str(error), retries=step.claim.retries)

@@ -83,7 +83,8 @@ def failure_of(error: BaseException) -> BaseException:
     """
     match error:
         case SoftTimeLimit():
-            return SoftTimeLimitExceeded(*error.args).with_traceback(error.__traceback__)
+            limit: BaseException = SoftTimeLimitExceeded(*error.args).with_traceback(error.__traceback__)
+            return limit
         case CancelledError():
             failure = TaskCancelled(f"the task was cancelled from within: {error}").with_traceback(error.__traceback__)
             failure.__cause__ = error

@@ -1,6 +1,6 @@
 """The due-time set, kept moving: retries whose time has come, expired leases, lost hints.
 
-Owns when it is looked at. Every worker does this; the script gives each step to one of them. Does not know what a step does.
+Owns when it is looked at. Every worker does this; the script gives each step to one of them. Does not know any step.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ def test_help_comes_without_what_the_verbs_need() -> None:
 
 def test_the_table_of_verbs_has_each_verbs_own_line() -> None:
     context = main.make_context("agent-exec", ["queues"])
+    assert main.list_commands(context) == list(VERBS)
     for name, verb in VERBS.items():
         command = main.get_command(context, name)
         assert command is not None
@@ -136,6 +138,11 @@ def test_the_query_may_come_by_the_standard_input_and_the_context_from_a_file(
     message = store.run(ledger.look("acme", execution_id)).message
     assert (message.payload.query, message.priority) == ("Where am I?", 7)
     assert message.payload.context.variables == {"persona": "a pirate"}
+
+
+def test_a_query_that_is_no_text_is_told(environment: None) -> None:
+    result = CliRunner().invoke(main, ["submit", "--tenant", "acme", "--agent", "desk"], input=b"\xff\xfe")
+    assert (result.exit_code, "is not text" in result.stderr) == (2, True)
 
 
 def test_one_idempotency_key_is_one_execution(cli: Cli) -> None:
@@ -268,31 +275,22 @@ def test_on_a_terminal_it_is_coloured_and_an_interrupt_offers_to_cancel(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    ours, theirs = os.openpty()
-    command = [*COMMAND, "run", *ASK]
-    running = subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(theirs)
-    try:
-        shown = until(ours, "agent desk")
+    with on_terminal("run", *ASK) as (running, terminal):
+        shown = until(terminal, "agent desk")
         assert "\x1b[" in shown
         execution_id = shown.split("execution ")[1].split(",")[0]
-        os.write(ours, b"\x03")
-        until(ours, "Cancel the execution?")
-        os.write(ours, b"y\n")
-        until(ours, "asked for")
+        os.write(terminal, b"\x03")
+        until(terminal, "Cancel the execution?")
+        os.write(terminal, b"y\n")
+        until(terminal, "asked for")
         assert running.wait(timeout=20) == 130
-    finally:
-        running.kill()
-        running.wait()
-        os.close(ours)
     assert store.run(ledger.look("acme", execution_id)).cancel_requested
+
+
+def test_on_a_terminal_a_missing_query_is_not_waited_for(environment: None) -> None:
+    with on_terminal("submit", "--tenant", "acme", "--agent", "desk") as (running, terminal):
+        until(terminal, "--query TEXT")
+        assert running.wait(timeout=20) == 2
 
 
 def test_cancelling_is_durable_and_late_is_no_error(cli: Cli, store: BlockingStore) -> None:
@@ -347,7 +345,8 @@ def test_why_explains_what_waits_for_its_next_attempt(cli: Cli, store: BlockingS
 
 def test_why_explains_what_has_ended(cli: Cli, store: BlockingStore) -> None:
     completed, failed, may_retry = (ok(cli("submit", *ASK)).strip() for _ in range(3))
-    finish(store, claim(store, completed))
+    finish(store, claim(store, completed), text="")
+    assert ok(cli("show", completed, "--tenant", "acme")).splitlines()[-1].startswith("tool call")
     finish(store, claim(store, failed), error=ErrorDetail(code="model_not_found", message="None."))
     finish(store, claim(store, may_retry), error=ErrorDetail(code="storage_full", message="Full.", retryable=True))
     assert f"agent-exec show {completed}" in why(cli, completed)
@@ -429,6 +428,27 @@ def agent_exec(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+@contextmanager
+def on_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start the command on a terminal; yield its process and our end of the terminal."""
+    ours, theirs = os.openpty()
+    running = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        yield running, ours
+    finally:
+        running.kill()
+        running.wait()
+        os.close(ours)
 
 
 def until(terminal: int, text: str) -> str:

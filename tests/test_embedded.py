@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -220,6 +221,12 @@ def test_it_takes_another_port_when_its_own_is_taken(server: EmbeddedServer) -> 
         assert is_alive(server.url)
 
 
+def test_a_server_that_reads_a_long_log_back_is_waited_for(server: EmbeddedServer) -> None:
+    ask(server.url, "EVAL", "for i = 1, 300000 do redis.call('SET', 'k' .. i, i) end", "0")
+    server.restart()
+    assert ask(server.url, "DBSIZE") == 300_000
+
+
 def test_a_server_that_hangs_is_reported_and_then_ended(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +237,18 @@ def test_a_server_that_hangs_is_reported_and_then_ended(
         server.start()
     server.stop()
     assert not is_alive(server.url)
+
+
+def test_a_start_that_gets_nowhere_is_reported_to_those_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "SILENCE_S", 0.1)
+    waiting = EmbeddedServer(tmp_path / "redis")
+    waiting.directory.mkdir()
+    with (waiting.directory / "server.lock").open("w") as starter:
+        fcntl.flock(starter, fcntl.LOCK_EX)
+        with pytest.raises(StorageUnavailable, match="does not answer"):
+            waiting.start()
 
 
 def test_a_server_whose_directory_is_deleted_still_ends_with_its_last_user(user: Callable[..., User]) -> None:

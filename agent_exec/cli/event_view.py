@@ -118,4 +118,5 @@ def _sum(response: Any) -> str:
     usage = response["usage"]
     cost = "cost unknown" if usage["cost_usd"] is None else f"${usage['cost_usd']:.6f}"
     tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens"
-    return f"{response['turns']} turns, {tokens}, {cost}, {response['provider']} {response['model']}"
+    turns = "1 turn" if response["turns"] == 1 else f"{response['turns']} turns"
+    return f"{turns}, {tokens}, {cost}, {response['provider']} {response['model']}"

@@ -97,6 +97,7 @@ def test_remote_control_and_events_work(pair: list[Worker], bench: Bench) -> Non
     with bench.app.connection_for_read() as reading:
         receiver = bench.app.events.Receiver(reading, handlers={"*": lambda event: kinds.append(event["type"])})
         with receiver.consumer_context(wakeup=False) as (connection, *_):
+            _drained(connection)  # the first poll is what subscribes
             bench.send("agent_execution:t", "e/1")
             expected = {"task-received", "task-started", "task-succeeded"}
             until(lambda: _drained(connection) or expected <= set(kinds))
