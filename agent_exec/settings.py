@@ -36,7 +36,11 @@ class Settings(BaseSettings):
     )
 
     redis_url: Annotated[
-        str | None, Field(description="Redis or Valkey. Unset: a private server on this machine (extra `embedded`)")
+        str | None,
+        Field(
+            pattern=r"^(rediss?|unix)://\S+$",
+            description="Redis or Valkey. Unset: a private server on this machine (extra `embedded`)",
+        ),
     ] = None
     state_dir: Annotated[
         Path, Field(description="where the embedded server keeps its data, its password and its address")

@@ -75,7 +75,12 @@ def _ours(client: AgentExecClient, processes: dict[str, psutil.Process], executi
         {
             "agent_id": "weather",
             "query": "weather in Lima?",
-            "agent_config": {"provider": "openai", "model": "script", "tools": ["get_weather"]},
+            "agent_config": {
+                "agent_id": "weather",
+                "provider": "openai",
+                "model": "script",
+                "tools": ["get_weather"],
+            },
         }
     )
     before = {name: _cpu_s(process) for name, process in processes.items()}

@@ -24,13 +24,13 @@ from rich.text import Text
 
 from agent_exec.cli.event_view import EventView
 from agent_exec.cli.text import one_line, printable
-from agent_exec.contract.event import Frame
+from agent_exec.contract.event import EventName, Frame
 from agent_exec.contract.execution import ExecutionView, FinalResponse
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.errors import AgentExecError
 from agent_exec.settings import read_settings
 from sandbox import ending
-from sandbox.stack import QUESTION, Ports, Stack, running
+from sandbox.stack import FLOWER_USER, QUESTION, Ports, Stack, running
 from sandbox.supervised import Failed
 from sandbox.timeline import Span, Stage, stages
 
@@ -39,6 +39,8 @@ TENANT, AGENT = "acme", "desk"
 REAL_MODELS = {"openai": "gpt-4o-mini", "groq": "llama-3.3-70b-versatile"}
 #: The last frames are on their way to the orchestrator while the answer is read.
 FRAMES_WITHIN_S = 5.0
+#: Workers gather their events for Flower for about a second.
+FLOWER_WITHIN_S = 3.0
 #: The demo hears that it is still connected, and looks whether every process still runs.
 PING_S = 1
 #: What the table of times is wide without its bars.
@@ -128,6 +130,8 @@ def _tell(console: Console, stack: Stack, *, question: str) -> None:
     console.print(_response(view.response))
     _heading(console, "What the orchestrator received over its WebSocket")
     console.print(_arrivals(_frames_at_orchestrator(stack, execution_id, count=len(frames))))
+    _heading(console, "What an operator sees in Flower")
+    console.print(_flower_tasks(_tasks_in_flower(stack, execution_id, count=_steps(frames))))
     _heading(console, "Where the time went (█ this service, ░ provider and tools)")
     bar_cells = max(10, min(60, console.width - TIMES_CHARS))
     console.print(_times(stages(frames, provider_calls=_provider_calls(stack)), bar_cells=bar_cells))
@@ -196,6 +200,33 @@ def _arrivals(arrivals: Sequence[dict[str, Any]]) -> Table:
     table.add_row(
         f"all {order}, {sorted(late_ms)[len(late_ms) // 2]:.0f} ms after the event (median)", str(len(frames))
     )
+    return table
+
+
+def _steps(frames: Sequence[Frame]) -> int:
+    """How many Celery tasks these events came from: the prompt, and each turn and tool call."""
+    turns = sum(frame.event == EventName.PROGRESS and frame.data["stage"] == "thinking" for frame in frames)
+    return 1 + turns + sum(frame.event == EventName.TOOL_CALL_COMPLETED for frame in frames)
+
+
+def _tasks_in_flower(stack: Stack, execution_id: str, *, count: int) -> list[dict[str, Any]]:
+    """Return the tasks of the execution that Flower has seen end, oldest first; fewer than `count` if it is late."""
+    login = (FLOWER_USER, stack.flower_password)
+    give_up_at = time.monotonic() + FLOWER_WITHIN_S
+    with httpx.Client(base_url=stack.flower_url, auth=login, timeout=10, trust_env=False) as http:
+        while True:
+            tasks: dict[str, dict[str, Any]] = http.get("/api/tasks").raise_for_status().json()
+            ended = [task for task in tasks.values() if execution_id in task["uuid"] and task["state"] == "SUCCESS"]
+            if len(ended) >= count or time.monotonic() > give_up_at:
+                return sorted(ended, key=lambda task: float(task["received"]))
+            time.sleep(0.1)
+
+
+def _flower_tasks(tasks: Sequence[dict[str, Any]]) -> Table:
+    table = _table("task", "step", "runtime")
+    for task in tasks:
+        step = str(task["uuid"]).partition(".")[2]
+        table.add_row(task["name"], step, f"{float(task['runtime']) * 1000:.0f} ms")
     return table
 
 

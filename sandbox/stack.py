@@ -34,6 +34,7 @@ POLL_S = 0.05
 #: On a developer's machine nobody waits half a minute for a Ctrl-C.
 SHUTDOWN_GRACE_S = 5
 #: Intake first, then those who work, then those who report it, and at last those whom they talk to.
+FLOWER_USER = "sandbox"
 STOP_ORDER = (("shim", "flower"), ("worker",), ("notifier",), ("neighbours",))
 
 STOP_UNUSED = (
@@ -51,16 +52,16 @@ class PortTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the stack listens, all on 127.0.0.1. Without `flower` there is no Flower."""
+    """Where the stack listens, all on 127.0.0.1."""
 
     shim: int
     neighbours: int
-    flower: int | None
+    flower: int
 
     @classmethod
     def free(cls) -> Ports:
-        """Return ports that nobody holds, without Flower's."""
-        return cls(shim=free_port(), neighbours=free_port(), flower=None)
+        """Return ports that nobody holds."""
+        return cls(shim=free_port(), neighbours=free_port(), flower=free_port())
 
     def check(self) -> None:
         """Look whether they are free.
@@ -69,7 +70,7 @@ class Ports:
             PortTaken: names the one that is not.
         """
         for what, port in (("the shim", self.shim), ("Flower", self.flower), ("the neighbours", self.neighbours)):
-            if port is not None and _is_taken(port):
+            if _is_taken(port):
                 raise PortTaken(f"Port {port}, for {what}, is taken by another program")
 
 
@@ -85,7 +86,7 @@ class Stack:
         self.flower_password = flower_password
         self.shim_url = f"http://127.0.0.1:{ports.shim}"
         self.neighbours_url = f"http://127.0.0.1:{ports.neighbours}"
-        self.flower_url = None if ports.flower is None else f"http://127.0.0.1:{ports.flower}"
+        self.flower_url = f"http://127.0.0.1:{ports.flower}"
 
     def await_ready(self, *, ready: Callable[[str], None]) -> None:
         """Return when every process does its work; `ready` hears of each by its name.
@@ -114,15 +115,13 @@ class Stack:
             return json.load(answer)
 
     def _conditions(self) -> dict[str, Callable[[], bool]]:
-        conditions = {
+        return {
             "neighbours": lambda: _answers(f"{self.neighbours_url}/health"),
             "worker": self.supervised.members["worker"].is_ready.is_set,
             "notifier": self._is_notifier_connected,
             "shim": lambda: _answers(f"{self.shim_url}/health/ready"),
+            "flower": lambda: _answers(f"{self.flower_url}/healthcheck"),
         }
-        if self.flower_url is not None:
-            conditions["flower"] = lambda: _answers(f"{self.flower_url}/healthcheck")
-        return conditions
 
     def _is_notifier_connected(self) -> bool:
         try:
@@ -190,24 +189,13 @@ def _start(stack: Stack) -> None:
     )
     start("notifier", python, "-m", "notifier")
     start("shim", python, "-m", "uvicorn", "api_shim.app:app", "--host", "127.0.0.1", "--port", str(ports.shim))
-    if ports.flower is not None:
-        start(
-            "flower",
-            *[
-                python,
-                "-m",
-                "celery",
-                "-A",
-                "tasks",
-                "flower",
-                "--address=127.0.0.1",
-                f"--port={ports.flower}",
-                "--logging=warning",
-            ],
-            environment={
-                "FLOWER_BASIC_AUTH": f"sandbox:{stack.flower_password}"
-            },  # a command line shows it to everyone
-        )
+    start(
+        "flower",
+        *[python, "-m", "celery", "-A", "tasks", "flower", "--address=127.0.0.1", f"--port={ports.flower}"],
+        "--logging=warning",
+        # Not on the command line, which shows it to everyone.
+        environment={"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{stack.flower_password}"},
+    )
 
 
 def agents_by_tenant() -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from agent_exec.errors import AgentExecError
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import BlockingStore, redis_errors
 from sandbox import ending
-from sandbox.stack import QUESTION, Ports, PortTaken, Stack, agents_by_tenant, running
+from sandbox.stack import FLOWER_USER, QUESTION, Ports, PortTaken, Stack, agents_by_tenant, running
 from sandbox.supervised import Failed
 
 
@@ -77,8 +77,7 @@ def _welcome(stack: Stack, settings: Settings) -> Text:
         text.append(f"{value}\n", style)
 
     line("HTTP", f"{stack.shim_url}   (documentation: {stack.shim_url}/docs)", "bold")
-    if stack.flower_url is not None:
-        line("Flower", f"{stack.flower_url}   (user sandbox, password {stack.flower_password})")
+    line("Flower", f"{stack.flower_url}   (user {FLOWER_USER}, password {stack.flower_password})")
     line("Neighbours", stack.neighbours_url)
     line("Logs", _shown(settings.state_dir / "logs"))
     for tenant, agents in tenants.items():

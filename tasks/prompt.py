@@ -5,7 +5,6 @@ Owns how the message's own configuration and Agent Management's add up. Does not
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,18 +42,19 @@ async def prepare(step: Step) -> Done:
 
 
 async def _config(step: Step, message: Message) -> tuple[AgentConfig, Tenant]:
-    """A whole configuration in the message stands for itself, and nothing is fetched, so that the tenant counts as of the
-    smallest plan; anything less is laid over Agent Management's.
+    """A configuration that names its agent is a whole one and stands for itself: nothing is fetched, so that the tenant
+    counts as of the smallest plan. Anything less is laid over Agent Management's.
     """
     overrides: dict[str, Any] = message.payload.agent_config.model_dump(exclude_unset=True, exclude_none=True)
-    with contextlib.suppress(ValidationError):
-        whole = AgentConfig.model_validate({"agent_id": message.agent_id, **overrides})
-        return whole, Tenant(tenant_id=message.tenant_id)
     management = step.resources.management
-    tenant = await management.tenant(message.tenant_id)
-    stored = await management.agent(message.tenant_id, message.agent_id)
+    if "agent_id" in overrides:
+        tenant, whole = Tenant(tenant_id=message.tenant_id), overrides
+    else:
+        tenant = await management.tenant(message.tenant_id)
+        stored = await management.agent(message.tenant_id, message.agent_id)
+        whole = _laid_over(stored.model_dump(), overrides)
     try:
-        return AgentConfig.model_validate(_laid_over(stored.model_dump(), overrides)), tenant
+        return AgentConfig.model_validate(whole), tenant
     except ValidationError as error:
         raise PromptInvalid(f"payload.agent_config does not fit this agent: {complaints(error)}.") from None
 
