@@ -15,9 +15,10 @@ from agent_exec.contract.event import Frame
 from agent_exec.contract.execution import ExecutionRequest, ExecutionView, FinalResponse
 from agent_exec.contract.message import Message
 from agent_exec.embedded import redis_url
-from agent_exec.errors import Conflict, TimedOut
+from agent_exec.errors import Conflict, QueueFull, TimedOut
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import AlreadyOver, CancelRequested
+from agent_exec.ledger.ledger import Acceptance, AlreadyOver, CancelRequested
+from agent_exec.script import Call
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import BlockingStore, redis_errors
 
@@ -46,33 +47,31 @@ class AgentExecClient:
 
         Raises:
             Conflict: the id or the key came before with another request.
+            QueueFull: too many of the tenant's executions wait already.
             StorageUnavailable: Redis does not answer. The same id or key may safely be submitted again.
         """
         message = _message(work, tenant_id)
-        accepted = self._store.run(
-            submission.store(message, open_retention_s=self._settings.open_retention_s, idempotency_key=idempotency_key)
-        )
+        accepted = self._store.run(self._storing(message, idempotency_key=idempotency_key))
         if not accepted.replayed:
-            self._store.run(submission.first_hint(message).push())
+            self._store.run(submission.first_hint(message, accepted).push())
         return accepted.execution_id
 
     def submit_many(
         self, work: Sequence[Message | ExecutionRequest], *, tenant_id: str | None = None
-    ) -> list[str | Conflict]:
-        """Store many in a few round trips; return an id each, or the conflict that refused it, in their order."""
+    ) -> list[str | Conflict | QueueFull]:
+        """Store many in a few round trips; return an id each, or the error that refused it, in their order."""
         messages = [_message(one, tenant_id) for one in work]
-        answers = self._store.run_each(
-            [submission.store(one, open_retention_s=self._settings.open_retention_s) for one in messages]
+        answers = self._store.run_each([self._storing(message) for message in messages])
+        self._store.run_many(
+            [
+                submission.first_hint(message, answer).push()
+                for message, answer in zip(messages, answers, strict=True)
+                if not isinstance(answer, Exception) and not answer.replayed
+            ]
         )
-        fresh = [
-            message
-            for message, answer in zip(messages, answers, strict=True)
-            if not isinstance(answer, Exception) and not answer.replayed
-        ]
-        self._store.run_many([submission.first_hint(message).push() for message in fresh])
-        outcome: list[str | Conflict] = []
+        outcome: list[str | Conflict | QueueFull] = []
         for answer in answers:
-            if isinstance(answer, Conflict):
+            if isinstance(answer, Conflict | QueueFull):
                 outcome.append(answer)
             elif isinstance(answer, Exception):
                 raise answer
@@ -132,6 +131,14 @@ class AgentExecClient:
                 if page.is_over:  # resumed from the end
                     return
                 self._block(keys.streaming(tenant_id, execution_id), after=after, give_up_at=None)
+
+    def _storing(self, message: Message, *, idempotency_key: str | None = None) -> Call[Acceptance]:
+        return submission.store(
+            message,
+            open_retention_s=self._settings.open_retention_s,
+            max_queued=self._settings.max_queued,
+            idempotency_key=idempotency_key,
+        )
 
     def _block(self, stream: str, *, after: int, give_up_at: float | None) -> None:
         """Wait for an entry of `stream` after `after`, for a while."""

@@ -3,6 +3,7 @@
 AgentExecError
 ├── InvalidMessage            the message or request breaks the contract
 ├── Conflict                  the same id or idempotency key came before with other content
+├── QueueFull                 the tenant has too many executions waiting
 ├── NotFound                  no such execution for this tenant
 ├── Unauthorized              no credential, or one that does not hold
 ├── Forbidden                 the credential's role does not allow this
@@ -62,6 +63,13 @@ class Conflict(AgentExecError):
     """The same execution id or idempotency key came before with other content."""
 
     code = "idempotency_mismatch"
+
+
+class QueueFull(AgentExecError):
+    """The tenant has too many executions waiting."""
+
+    code = "queue_full"
+    retryable = True
 
 
 class NotFound(AgentExecError):

@@ -52,6 +52,16 @@ def executions(tenant_id: str) -> str:
     return f"ax:executions:{tenant_id}"
 
 
+def queued(tenant_id: str) -> str:
+    """ZSET execution id → accepted at, in ms: a tenant's executions that no worker has begun. Trimmed; expires."""
+    return f"ax:queued:{tenant_id}"
+
+
+def tenant(tenant_id: str) -> str:
+    """HASH: what workers last learnt of a tenant: its plan. Expires with the retention of open executions."""
+    return f"ax:tenant:{tenant_id}"
+
+
 def idempotency(tenant_id: str, digest: str) -> str:
     """STRING `<execution id> <digest of the body>` under the digest of an idempotency key. Expires after 24 h."""
     return f"ax:idempotency:{tenant_id}:{digest}"

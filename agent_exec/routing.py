@@ -22,6 +22,10 @@ SHIFT: dict[AgentType, int] = {"interactive": 1, "workflow": 0, "batch": -2}
 STARTED_BONUS = 1
 
 
+#: What a tenant counts as until a worker has learnt its plan.
+UNKNOWN_PLAN: Plan = "free"
+
+
 def step_kind(step: str) -> str:
     """Return the kind of a step from its name: `tool_call.2.0` → `tool_call`."""
     return step.partition(".")[0]
@@ -37,6 +41,11 @@ def queue(tenant_id: str, agent_id: str, step: str) -> str:
     if step_kind(step) == "tool_call":
         return f"{TOOLS_FAMILY}:{tenant_id}:{agent_id}"
     return f"{EXECUTION_FAMILY}:{tenant_id}"
+
+
+def priority_by_plan(wish: int) -> dict[Plan, int]:
+    """Return the effective priority of an execution that has not begun, for each plan; of its agent nothing is known yet."""
+    return {plan: priority(wish, plan=plan, agent_type="workflow", started=False) for plan in MOST_URGENT}
 
 
 def priority(wish: int, *, plan: Plan, agent_type: AgentType, started: bool) -> int:

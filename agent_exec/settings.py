@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     token_flush_ms: Annotated[
         int, Field(ge=0, le=1_000, description="tokens of this long travel as one event; 0: each by itself")
     ] = 20
+    max_queued: Annotated[
+        int, Field(ge=1, description="a tenant's executions that no worker has begun; more are refused")
+    ] = 20_000
     retention_s: Annotated[
         int, Field(ge=60, description="how long a finished execution and its events stay readable")
     ] = 86_400

@@ -63,11 +63,14 @@ def message_of(request: ExecutionRequest, *, tenant_id: str, execution_id: str |
     )
 
 
-def store(message: Message, *, open_retention_s: int, idempotency_key: str | None = None) -> Call[Acceptance]:
+def store(
+    message: Message, *, open_retention_s: int, max_queued: int, idempotency_key: str | None = None
+) -> Call[Acceptance]:
     """Return the call that stores the execution. Its answer is what an acknowledgement may rest on.
 
     Raises:
         Conflict: (when run) the id or the key came before with another request.
+        QueueFull: (when run) the tenant has `max_queued` executions that no worker has begun.
     """
     limits = message.payload.agent_config.limits
     return ledger.accept(
@@ -76,6 +79,7 @@ def store(message: Message, *, open_retention_s: int, idempotency_key: str | Non
         started=Event(EventName.STARTED, StartedData(agent_id=message.agent_id).model_dump_json()),
         deadline_s=None if limits is None or "deadline_s" not in limits.model_fields_set else limits.deadline_s,
         retention_s=open_retention_s,
+        max_queued=max_queued,
         idempotency_key=idempotency_key,
     )
 
@@ -88,14 +92,14 @@ def request_digest(message: Message) -> str:
     return ledger.digest(json.dumps(asked, sort_keys=True))
 
 
-def first_hint(message: Message) -> Hint:
+def first_hint(message: Message, accepted: Acceptance) -> Hint:
     """Return the hint of the first step."""
     return Hint(
         tenant_id=message.tenant_id,
         agent_id=message.agent_id,
         execution_id=message.execution_id,
         step="prompt",
-        priority=message.priority,
+        priority=accepted.priority,
     )
 
 

@@ -97,12 +97,13 @@ async def submit(asked: Asked[SubmitParameters, ExecutionRequest]) -> Response:
         submission.store(
             message,
             open_retention_s=shim.settings.open_retention_s,
+            max_queued=shim.settings.max_queued,
             idempotency_key=asked.parameters.idempotency_key,
         )
     )
     if not acceptance.replayed:
         with suppress(StorageError):  # it is stored: whoever looks for lost hints sends this one
-            await shim.run(submission.first_hint(message).push())
+            await shim.run(submission.first_hint(message, acceptance).push())
     execution_id = acceptance.execution_id
     path = f"/v1/executions/{execution_id}"
     headers = {"Location": path}

@@ -22,6 +22,7 @@ from agent_exec.errors import (
     Forbidden,
     InvalidMessage,
     NotFound,
+    QueueFull,
     StorageFull,
     StorageUnavailable,
     Unauthorized,
@@ -57,6 +58,7 @@ class Kind:
 
 KINDS: dict[type[Exception], Kind] = {
     InvalidMessage: Kind(422, "The request breaks the contract"),
+    QueueFull: Kind(429, "The tenant's queue is full", headers=RETRY_AFTER),
     Conflict: Kind(422, "The idempotency key was used for another request"),
     # The same for a missing execution and another tenant's, to the letter.
     NotFound: Kind(404, "Not found", "This tenant has no such execution. It may have expired; check the id."),

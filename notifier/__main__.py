@@ -52,5 +52,4 @@ async def _notify(settings: Settings, url: str) -> None:
         await store.aclose()
 
 
-if __name__ == "__main__":
-    main()
+main()

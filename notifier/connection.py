@@ -159,7 +159,9 @@ def check(settings: Settings) -> None:
     except InvalidURI as error:
         raise SettingsInvalid(f"AGENT_EXEC_ORCHESTRATOR_WS_URL: {error.msg}. Give a ws:// or wss:// address.") from None
     if not re.fullmatch(r"[\x21-\x7e]*", settings.service_token.get_secret_value()):
-        raise SettingsInvalid("AGENT_EXEC_SERVICE_TOKEN holds a space, a line's end or a letter that no header can carry.")
+        raise SettingsInvalid(
+            "AGENT_EXEC_SERVICE_TOKEN holds a space, a line's end or a letter that no header can carry."
+        )
 
 
 @dataclass(slots=True)

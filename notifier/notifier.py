@@ -102,12 +102,12 @@ class Notifier:
                         await self._be_active()
                     else:
                         trouble = _told_once(trouble, "standing by: another notifier is active")
-                        await self._pause(self._settings.notifier_lease_s / RENEWALS)
+                        await set_within(self._stopping, seconds=self._settings.notifier_lease_s / RENEWALS)
                 except LeaseLost:
                     log.warning("another notifier has taken over")
                 except StorageError as error:
                     trouble = _told_once(trouble, str(error))
-                    await self._pause(STORAGE_PAUSE_S)
+                    await set_within(self._stopping, seconds=STORAGE_PAUSE_S)
         finally:
             with suppress(StorageError):
                 await self._store.run(outbox.let_go(self._holder))
@@ -158,13 +158,7 @@ class Notifier:
                 lived_s=time.monotonic() - opened_at if session is not None else 0.0,
                 was_acked=session is not None and session.was_acked,
             )
-            if not self._stopping.is_set():
-                await self._pause(self._backoff.pause_s(refused=refused))
-
-    async def _pause(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+            await set_within(self._stopping, seconds=self._backoff.pause_s(refused=refused))
 
 
 class Session:
@@ -256,9 +250,7 @@ class Session:
 
     async def _probe(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PROBE_AFTER_S):
-                    await self._has_sent.wait()
+            await set_within(self._has_sent, seconds=PROBE_AFTER_S)
             self._has_sent.clear()
             probe = self._window.probe()
             await self._connection.arrival()
@@ -266,8 +258,7 @@ class Session:
             self._has_room.set()
             self._received.update((one.execution_id, one) for one in probe.positions)
             self._to_settle.set()
-            if self._window.room > self._window.size // 2:
-                await asyncio.sleep(PROBE_PAUSE_S)
+            await asyncio.sleep(PROBE_PAUSE_S if self._window.room > self._window.size // 2 else 0)
 
     async def _listen(self) -> None:
         async for message in self._connection.messages():
@@ -341,6 +332,13 @@ async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
 
 def _end(page: Page) -> Position:
     return Position(page.tenant_id, page.execution_id, page.events[-1].sequence)
+
+
+async def set_within(event: asyncio.Event, *, seconds: float) -> None:
+    """Return when the event is set, or so many seconds have passed."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def batches(items: Sequence[T]) -> Iterator[list[T]]:

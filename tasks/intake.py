@@ -16,7 +16,7 @@ from celery.worker.request import Request
 from agent_exec import keys, submission
 from agent_exec.broker import fair_queue
 from agent_exec.contract.model import EXECUTION_ID_PATTERN
-from agent_exec.errors import Conflict, InvalidMessage
+from agent_exec.errors import Conflict, InvalidMessage, QueueFull
 from tasks.resources import Resources
 from tasks.response import celery_refusal
 
@@ -51,21 +51,25 @@ async def take_in(task: Task, raw: Any) -> None:
     try:
         message = submission.message_from(raw)
         accepted = await resources.store.insist(
-            submission.store(message, open_retention_s=resources.settings.open_retention_s)
+            submission.store(
+                message,
+                open_retention_s=resources.settings.open_retention_s,
+                max_queued=resources.settings.max_queued,
+            )
         )
-    except (InvalidMessage, Conflict) as error:
+    except (InvalidMessage, Conflict, QueueFull) as error:
         await _refuse(task, raw, error)
         return
     if not accepted.replayed:
-        await resources.store.insist(submission.first_hint(message).push())
+        await resources.store.insist(submission.first_hint(message, accepted).push())
     log.info("execution accepted", execution_id=accepted.execution_id, tenant_id=message.tenant_id)
 
 
-async def _refuse(task: Task, raw: Any, error: InvalidMessage | Conflict) -> None:
+async def _refuse(task: Task, raw: Any, error: InvalidMessage | Conflict | QueueFull) -> None:
     resources: Resources = task.resources
     log.warning("message refused", code=error.code, reason=str(error))
     named = raw.get("execution_id") if isinstance(raw, dict) else None
-    if isinstance(error, InvalidMessage) and isinstance(named, str) and re.fullmatch(EXECUTION_ID_PATTERN, named):
+    if not isinstance(error, Conflict) and isinstance(named, str) and re.fullmatch(EXECUTION_ID_PATTERN, named):
         key, meta = keys.celery_result(named), celery_refusal(named, error)
         await resources.store.redis.set(key, meta, ex=resources.settings.retention_s, nx=True)
         await resources.store.redis.publish(key, meta)

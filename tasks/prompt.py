@@ -51,6 +51,7 @@ async def _config(step: Step, message: Message) -> tuple[AgentConfig, Tenant]:
         tenant, whole = Tenant(tenant_id=message.tenant_id), overrides
     else:
         tenant = await management.tenant(message.tenant_id)
+        await step.resources.shares.note(tenant)
         stored = await management.agent(message.tenant_id, message.agent_id)
         whole = _laid_over(stored.model_dump(), overrides)
     try:

@@ -24,6 +24,7 @@ from tasks.neighbours.http import Neighbour
 from tasks.neighbours.management import AgentManagement
 from tasks.neighbours.orchestrator import Orchestrator
 from tasks.neighbours.registry import ToolRegistry
+from tasks.shares import Shares
 from tasks.upkeep import keep_up
 
 
@@ -34,6 +35,7 @@ class Resources:
     settings: Settings
     store: Store
     leases: Leases
+    shares: Shares
     providers: Providers
     management: AgentManagement
     registry: ToolRegistry
@@ -66,6 +68,7 @@ async def open_resources(_app: Any) -> AsyncIterator[Resources]:
             settings=settings,
             store=store,
             leases=leases,
+            shares=Shares(store, keep_s=settings.open_retention_s),
             providers=providers,
             management=AgentManagement(management, ttl_s=settings.config_ttl_s),
             registry=ToolRegistry(registry, ttl_s=settings.config_ttl_s),

@@ -58,6 +58,7 @@ class Lane:
         self.ready = True
         self.woken = False
         self.under_way = UnderWay.NOTHING
+        self.connected = False
         self.resume_at = 0.0
         self._take = take
         self._plain = keys.fair_plain(family, prefix)
@@ -147,7 +148,7 @@ class Lane:
 
     def drop(self) -> None:
         """Give the connection up; the next poll makes another."""
-        self.under_way = UnderWay.NOTHING
+        self.under_way, self.connected = UnderWay.NOTHING, False
         self.ready = True
         self.client.connection.disconnect()
 

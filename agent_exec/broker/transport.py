@@ -119,6 +119,7 @@ class Poller(stock.MultiChannelPoller):
         """Connect a lane, and watch its socket."""
         if not self._client_registered(channel, lane.client, lane.type):
             self._register(channel, lane.client, lane.type)
+        lane.connected = True
 
     def on_readable(self, fileno: int) -> Any:
         """Read a reply; a lane's also while the prefetch limit is reached, for a wake-up must be passed on."""
@@ -333,22 +334,29 @@ class Channel(stock.Channel):
         """Let each lane that has nothing under way ask for a message or for a wake-up, as the prefetch limit allows."""
         for lane in list(self.lanes.values()):
             lane.drop_if_overdue(stock._socket_readable)
-            if not lane.idle:
-                continue
-            self.connection.cycle.register_lane(self, lane)
-            if not self.qos.can_consume():
-                if lane.woken:
-                    lane.pass_on(fair_queue.wake(lane.family, prefix=self.global_keyprefix))
-            elif not lane.ready:
-                lane.wait()
-            elif not any(other.under_way is UnderWay.POP for other in self.lanes.values()):
-                # One question at a time: two answers might be one more than the limit.
-                lane.pop(self._pop(lane.family))
+            if lane.idle:
+                self.connection.cycle.register_lane(self, lane)
+                self._ask(lane)
 
     def on_credit(self) -> None:
-        """Ask anew after a settlement, if the loop is the blocking one: it would sleep out its timeout before."""
+        """Ask anew after a settlement, if the loop is the blocking one: it would sleep out its timeout before.
+
+        The loop's greenlet may be in the middle of connecting: only lanes that are connected ask.
+        """
         if self.connection is not None and self.connection.cycle._in_protected_read:
-            self.poll_lanes()
+            for lane in list(self.lanes.values()):
+                if lane.idle and lane.connected:
+                    self._ask(lane)
+
+    def _ask(self, lane: Lane) -> None:
+        if not self.qos.can_consume():
+            if lane.woken:
+                lane.pass_on(fair_queue.wake(lane.family, prefix=self.global_keyprefix))
+        elif not lane.ready:
+            lane.wait()
+        elif not any(other.under_way is UnderWay.POP for other in self.lanes.values()):
+            # One question at a time: two answers might be one more than the limit.
+            lane.pop(self._pop(lane.family))
 
     def _pop(self, family: str) -> Call[Popped]:
         return fair_queue.pop(
@@ -436,7 +444,7 @@ class Channel(stock.Channel):
     def _on_connection_disconnect(self, connection: Any) -> None:
         for lane in self.lanes.values():
             if lane.client.connection is connection:
-                lane.under_way = UnderWay.NOTHING
+                lane.under_way, lane.connected = UnderWay.NOTHING, False
         super()._on_connection_disconnect(connection)
 
     def close(self) -> None:

@@ -7,15 +7,17 @@ a lost reply, and each checks the tenant. Does not know Celery, or what a step d
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_exec import keys
+from agent_exec import keys, routing
+from agent_exec.contract.agent import Tenant
 from agent_exec.contract.event import EventName
 from agent_exec.contract.message import Message
-from agent_exec.errors import Conflict, NotFound
+from agent_exec.errors import Conflict, NotFound, QueueFull
 from agent_exec.hint import CANCEL, Hint
 from agent_exec.ledger.record import ExecutionRecord
 from agent_exec.script import Call, Script
@@ -42,6 +44,7 @@ _FINISH = Script.load(_LUA / "finish.lua")
 _CANCEL = Script.load(_LUA / "cancel.lua")
 _DUE = Script.load(_LUA / "due.lua")
 _LOOK = Script.load(_LUA / "look.lua")
+_NOTE_TENANT = Script.load(_LUA / "note_tenant.lua")
 _LIST = Script.load(_LUA / "list.lua")
 
 #: Why a write did not happen: no such step of this tenant, the execution has ended, another attempt holds the step, or
@@ -76,10 +79,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """An accepted execution; `replayed` when this request had been accepted before."""
+    """An accepted execution and its effective priority; `replayed` when this request had been accepted before."""
 
     execution_id: str
     replayed: bool
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +147,14 @@ def accept(
     started: Event,
     deadline_s: float | None,
     retention_s: int,
+    max_queued: int,
     idempotency_key: str | None = None,
 ) -> Call[Acceptance]:
     """Store an execution with its whole input, its first event and its first step.
 
     Raises:
         Conflict: (when run) the id, or the idempotency key, came before with another request.
+        QueueFull: (when run) the tenant has `max_queued` executions that no worker has begun.
     """
 
     def parse(reply: list[Any]) -> Acceptance:
@@ -156,13 +162,25 @@ def accept(
         if verdict == "mismatch":
             what = "idempotency key" if idempotency_key is not None else "execution id"
             raise Conflict(f"Execution '{execution_id}': this {what} came before with another request; send a new one.")
-        return Acceptance(execution_id=execution_id, replayed=verdict == "replayed")
+        if verdict == "full":
+            raise QueueFull(
+                f"Tenant '{tenant_id}' has {reply[2]} executions waiting, and at most {max_queued} may; send again when "
+                "some have begun."
+            )
+        return Acceptance(execution_id=execution_id, replayed=verdict == "replayed", priority=reply[2])
 
     tenant_id, execution_id = message.tenant_id, message.execution_id
     reserved = keys.idempotency(tenant_id, digest(idempotency_key or ""))
     return Call(
         _ACCEPT,
-        [*_keys(tenant_id, execution_id), keys.executions(tenant_id), reserved, keys.tenant_of(execution_id)],
+        [
+            *_keys(tenant_id, execution_id),
+            keys.executions(tenant_id),
+            reserved,
+            keys.tenant_of(execution_id),
+            keys.queued(tenant_id),
+            keys.tenant(tenant_id),
+        ],
         [
             tenant_id,
             execution_id,
@@ -171,7 +189,7 @@ def accept(
             message.metadata.global_task_id or "",
             message.model_dump_json(exclude_unset=True),
             request_digest,
-            message.priority,
+            json.dumps(routing.priority_by_plan(message.priority)),
             int((deadline_s or 0) * 1000),
             "prompt",
             started.name,
@@ -179,9 +197,16 @@ def accept(
             LOST_HINT_AFTER_MS,
             retention_s * 1000,
             "" if idempotency_key is None else IDEMPOTENCY_MS,
+            max_queued,
+            routing.UNKNOWN_PLAN,
         ],
         parse,
     )
+
+
+def note_tenant(tenant: Tenant, *, keep_s: int) -> Call[bool]:
+    """Keep what is known of a tenant, so that its plan counts when its next work is accepted."""
+    return Call(_NOTE_TENANT, [keys.tenant(tenant.tenant_id)], [tenant.plan, keep_s * 1000], bool)
 
 
 def claim(ref: StepRef, *, lease_s: float, worker: str) -> Call[Claimed | NotClaimed]:
@@ -204,7 +229,7 @@ def claim(ref: StepRef, *, lease_s: float, worker: str) -> Call[Claimed | NotCla
 
     return Call(
         _CLAIM,
-        _keys(ref.tenant_id, ref.execution_id),
+        [*_keys(ref.tenant_id, ref.execution_id), keys.queued(ref.tenant_id)],
         [ref.tenant_id, ref.execution_id, ref.step, int(lease_s * 1000), worker, EventName.STEP_RESTARTED],
         parse,
     )

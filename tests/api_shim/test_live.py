@@ -129,7 +129,7 @@ class Following:
 async def following(shim: tuple[Shim, EmbeddedServer]) -> Following:
     parts, _ = shim
     message = submission.message_of(ExecutionRequest(agent_id="desk", query="q"), tenant_id="acme")
-    await parts.run(submission.store(message, open_retention_s=3_600))
+    await parts.run(submission.store(message, open_retention_s=3_600, max_queued=10_000))
     return Following(parts, message.execution_id)
 
 

@@ -8,11 +8,12 @@ import time
 import pytest
 import redis
 
-from agent_exec import events, keys, submission
+from agent_exec import events, keys, routing, submission
+from agent_exec.contract.agent import Tenant
 from agent_exec.contract.event import EventName
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.contract.message import Message
-from agent_exec.errors import Conflict, NotFound
+from agent_exec.errors import Conflict, NotFound, QueueFull
 from agent_exec.hint import Hint
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Hold, NotClaimed, StepRef
@@ -30,7 +31,7 @@ def a_message(query: str = "What is 6 * 7?", *, tenant_id: str = "acme", deadlin
 
 def accepted(store: BlockingStore, message: Message | None = None) -> StepRef:
     message = message or a_message()
-    store.run(submission.store(message, open_retention_s=DAY_S))
+    store.run(submission.store(message, open_retention_s=DAY_S, max_queued=10_000))
     return StepRef(message.tenant_id, message.execution_id, "prompt")
 
 
@@ -79,8 +80,8 @@ def test_accept_stores_the_whole_input_and_event_one(store: BlockingStore) -> No
 
 def test_accepting_the_same_message_again_is_the_same_execution(store: BlockingStore) -> None:
     message = a_message()
-    assert not store.run(submission.store(message, open_retention_s=DAY_S)).replayed
-    assert store.run(submission.store(message, open_retention_s=DAY_S)).replayed
+    assert not store.run(submission.store(message, open_retention_s=DAY_S, max_queued=10_000)).replayed
+    assert store.run(submission.store(message, open_retention_s=DAY_S, max_queued=10_000)).replayed
     assert logged(store, StepRef("acme", message.execution_id, "prompt")) == ["agent_execution_started"]
 
 
@@ -89,19 +90,21 @@ def test_the_same_id_with_other_content_is_a_conflict_and_changes_nothing(store:
     accepted(store, message)
     other = message.model_copy(update={"payload": a_message("two").payload})
     with pytest.raises(Conflict, match="execution id came before"):
-        store.run(submission.store(other, open_retention_s=DAY_S))
+        store.run(submission.store(other, open_retention_s=DAY_S, max_queued=10_000))
     assert store.run(ledger.look("acme", message.execution_id)).message.payload.query == "one"
 
 
 def test_an_idempotency_key_stands_for_one_execution(store: BlockingStore) -> None:
     first, again = a_message("one"), a_message("one")
-    one = store.run(submission.store(first, open_retention_s=DAY_S, idempotency_key="k"))
-    two = store.run(submission.store(again, open_retention_s=DAY_S, idempotency_key="k"))
+    one = store.run(submission.store(first, open_retention_s=DAY_S, max_queued=10_000, idempotency_key="k"))
+    two = store.run(submission.store(again, open_retention_s=DAY_S, max_queued=10_000, idempotency_key="k"))
     assert (two.execution_id, two.replayed) == (one.execution_id, True)
     with pytest.raises(Conflict, match="idempotency key came before"):
-        store.run(submission.store(a_message("two"), open_retention_s=DAY_S, idempotency_key="k"))
+        store.run(submission.store(a_message("two"), open_retention_s=DAY_S, max_queued=10_000, idempotency_key="k"))
     elsewhere = a_message("two", tenant_id="globex")
-    assert not store.run(submission.store(elsewhere, open_retention_s=DAY_S, idempotency_key="k")).replayed
+    assert not store.run(
+        submission.store(elsewhere, open_retention_s=DAY_S, max_queued=10_000, idempotency_key="k")
+    ).replayed
 
 
 def test_a_claim_hands_out_the_step_once(store: BlockingStore) -> None:
@@ -339,3 +342,30 @@ def test_redis_errors_of_a_script_reach_the_caller(store: BlockingStore, redis_u
     store.redis.set(keys.streaming("acme", ref.execution_id), "not a stream", ex=60)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         store.run(events.read("acme", ref.execution_id))
+
+
+def test_a_tenant_with_too_many_executions_waiting_is_refused_until_some_begin(store: BlockingStore) -> None:
+    first = a_message()
+    for message in (first, a_message()):
+        store.run(submission.store(message, open_retention_s=DAY_S, max_queued=2))
+    before = store.redis.dbsize()
+    with pytest.raises(QueueFull, match="'acme' has 2 executions waiting"):
+        store.run(submission.store(a_message(), open_retention_s=DAY_S, max_queued=2))
+    assert store.redis.dbsize() == before, "a refused one leaves nothing"
+    assert store.run(submission.store(first, open_retention_s=DAY_S, max_queued=2)).replayed
+    store.run(submission.store(a_message(tenant_id="globex"), open_retention_s=DAY_S, max_queued=2))
+    claimed(store, StepRef("acme", first.execution_id, "prompt"))
+    store.run(submission.store(a_message(), open_retention_s=DAY_S, max_queued=2))
+
+
+def test_a_plan_that_a_worker_has_learnt_bounds_the_priority(store: BlockingStore) -> None:
+    def priority() -> int:
+        message = a_message().model_copy(update={"priority": 9})
+        accepted = store.run(submission.store(message, open_retention_s=DAY_S, max_queued=10))
+        hint = submission.first_hint(message, accepted)
+        assert store.run(ledger.look("acme", message.execution_id)).priority == hint.priority
+        return hint.priority
+
+    assert priority() == routing.MOST_URGENT[routing.UNKNOWN_PLAN]
+    store.run(ledger.note_tenant(Tenant(tenant_id="acme", plan="pro"), keep_s=60))
+    assert priority() == routing.MOST_URGENT["pro"]

@@ -19,10 +19,11 @@ class Work:
 
     store: Store
 
-    async def begin(self, tenant_id: str = "acme") -> Hold:
+    async def begin(self, tenant_id: str = "acme", *, execution_id: str | None = None) -> Hold:
         """Accept and claim an execution: event 1."""
-        message = submission.message_of(ExecutionRequest(agent_id="desk", query="?"), tenant_id=tenant_id)
-        await self.store.run(submission.store(message, open_retention_s=86_400))
+        request = ExecutionRequest(agent_id="desk", query="?")
+        message = submission.message_of(request, tenant_id=tenant_id, execution_id=execution_id)
+        await self.store.run(submission.store(message, open_retention_s=86_400, max_queued=10_000))
         ref = StepRef(tenant_id, message.execution_id, "prompt")
         claim = await self.store.run(ledger.claim(ref, lease_s=600, worker="w"))
         assert isinstance(claim, Claimed)

@@ -409,6 +409,24 @@ async def test_junk_is_counted_and_harms_nothing(
     assert len(orchestrator.handshakes) == 1
 
 
+async def test_a_late_ack_takes_nothing_back(
+    orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
+) -> None:
+    hold = await work.begin()
+    await work.tokens(hold, 2)
+    execution_id = hold.ref.execution_id
+    async with notifying():
+        await until(lambda: orchestrator.has_all(execution_id, 3))
+        for sequence in (3, 2, 1):
+            await orchestrator.say({"ack": f"{execution_id}:{sequence}"})
+        await all_done(async_store)
+        orchestrator.sever()
+        await until(lambda: len(orchestrator.handshakes) == 2)
+        await work.tokens(hold, 1)
+        await until(lambda: orchestrator.has_all(execution_id, 4))
+    assert orchestrator.sequences()[execution_id] == [1, 2, 3, 4]
+
+
 async def test_a_flood_of_acks_is_ignored(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, monkeypatch: pytest.MonkeyPatch
 ) -> None:

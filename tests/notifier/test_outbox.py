@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from agent_exec import keys
 from agent_exec.contract.event import Frame
+from agent_exec.errors import Conflict
 from agent_exec.events import event_id
 from agent_exec.store import Store
 from notifier import outbox
@@ -179,6 +182,13 @@ async def test_an_id_leads_to_its_tenant_for_as_long_as_the_execution_lives(asyn
         for key in (keys.tenant_of(execution_id), keys.execution("globex", execution_id))
     ]
     assert left_s[0] == left_s[1] > 0
+
+
+async def test_an_id_that_another_tenant_has_is_refused(async_store: Store, work: Work) -> None:
+    hold = await work.begin("globex")
+    with pytest.raises(Conflict):
+        await work.begin("acme", execution_id=hold.ref.execution_id)
+    assert await async_store.run(outbox.tenant_of(hold.ref.execution_id)) == "globex"
 
 
 def test_a_prefix_is_what_its_keys_begin_with() -> None:

@@ -19,7 +19,7 @@ from notifier.outbox import Left
 from tests.notifier.conftest import TOKEN
 from tests.notifier.played_orchestrator import Orchestrator, in_order, until
 from tests.notifier.played_work import Work
-from tests.processes import Process
+from tests.processes import Process, wait_until
 
 Start = Callable[[], Process]
 
@@ -160,14 +160,13 @@ async def test_every_line_of_its_log_is_json_and_none_holds_the_token(
         ({"AGENT_EXEC_NOTIFIER_WINDOW": "none"}, "AGENT_EXEC_NOTIFIER_WINDOW"),
     ],
 )
-def test_a_wrong_setting_ends_it_with_one_sentence(environment: dict[str, str], says: str, root: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "notifier"], cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("Error: ")
-    assert says in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_a_wrong_setting_ends_it_with_one_sentence(environment: dict[str, str], says: str, tmp_path: Path) -> None:
+    process = Process("notifier", ["-m", "notifier"], env=environment, log=tmp_path / "log")
+    wait_until(lambda: not process.running)
+    assert process.stop() == 1
+    assert process.output.startswith("Error: ")
+    assert says in process.output
+    assert "Traceback" not in process.output
 
 
 def test_it_says_what_it_is(root: Path) -> None:

@@ -75,7 +75,7 @@ async def bench(async_store: Store) -> AsyncIterator[Bench]:
     leases = Leases(async_store, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s)
     beating = asyncio.create_task(leases.beat())
     message = submission.message_of(ExecutionRequest(agent_id="desk", query="6 * 7?"), tenant_id="acme")
-    await async_store.run(submission.store(message, open_retention_s=3_600))
+    await async_store.run(submission.store(message, open_retention_s=3_600, max_queued=10_000))
     yield Bench(async_store, settings, leases, message.execution_id)
     beating.cancel()
     await asyncio.gather(beating, return_exceptions=True)
@@ -200,7 +200,7 @@ async def test_leases_are_renewed_while_a_step_runs(bench: Bench) -> None:
 async def test_the_deadline_ends_a_step_that_hangs(async_store: Store, bench: Bench) -> None:
     request = ExecutionRequest(agent_id="desk", query="6 * 7?", deadline_s=0.2)
     message = submission.message_of(request, tenant_id="acme")
-    await async_store.run(submission.store(message, open_retention_s=3_600))
+    await async_store.run(submission.store(message, open_retention_s=3_600, max_queued=10_000))
     bench.execution_id = message.execution_id
     await asyncio.wait_for(bench.run("prompt", never), 5)
     final = await bench.response()

@@ -1,5 +1,5 @@
 -- Claim a step: hand out a fence and a lease, and all that the step needs to know.
--- KEYS 1–5 as in _ledger.lua
+-- KEYS 1–5 as in _ledger.lua; KEYS[6] the tenant's queued executions ZSET
 -- ARGV 1 tenant, 2 execution, 3 step, 4 lease in ms, 5 worker, 6 name of the restarted event
 -- Returns {gone} | {over} | {done} | {busy} | {early} | {claimed, now_ms, fence, attempt, retries, parent, fields of the execution…}
 -- include: _ledger.lua
@@ -24,7 +24,10 @@ end
 write_step(step, fields)
 redis.call('HSET', KEYS[1], 'hold:' .. step, fields.fence)
 redis.call('ZADD', KEYS[5], fields.lease_ms, member(tenant, execution, step))
-if status == 'pending' then redis.call('HSET', KEYS[1], 'status', 'processing', 'started_ms', now) end
+if status == 'pending' then
+  redis.call('HSET', KEYS[1], 'status', 'processing', 'started_ms', now)
+  redis.call('ZREM', KEYS[6], execution)
+end
 local reply = {'claimed', now, fields.fence, fields.attempts, fields.retries, fields.parent}
 local all = redis.call('HGETALL', KEYS[1])
 for index = 1, #all do reply[#reply + 1] = all[index] end
