@@ -1,6 +1,6 @@
 """The whole service against the bare SDK loop: CPU of an execution, all processes counted, and what durability adds in time.
 
-An execution is two turns, one tool call and 100 tokens 50 ms apart. The two are run in turn, A B A B, and compared pair by pair.
+An execution is two turns, one tool call and 100 tokens 50 ms apart. The two run in turn, A B A B, and are compared in pairs.
 """
 
 from __future__ import annotations

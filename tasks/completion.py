@@ -66,12 +66,14 @@ async def complete(step: Step) -> Done:
 def _request(step: Step) -> CompletionRequest:
     fixed = step.journal.fixed
     config = fixed.config
+    # A choice that forces a tool forces the first one; held on to, no turn could ever answer.
+    forced = config.tool_choice not in ("auto", "none")
     return CompletionRequest(
         provider=config.provider,
         model=config.model,
         messages=transcript(step.journal),
         tools=fixed.tools,
-        tool_choice=config.tool_choice,
+        tool_choice="auto" if forced and step.number > 1 else config.tool_choice,
         parallel_tool_calls=config.parallel_tool_calls,
         temperature=config.temperature,
         max_output_tokens=config.max_output_tokens,

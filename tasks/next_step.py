@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from agent_exec.contract.agent import Limits
 from agent_exec.contract.completion import CompletionResponse
-from agent_exec.errors import ExecutionError, LimitExceeded
+from agent_exec.errors import ContentFiltered, ExecutionError, LimitExceeded
 from tasks.journal import Journal, Snapshot
 
 
@@ -57,9 +57,14 @@ class WaitUntil:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The execution has failed. `partial` is what the model had said in the turn that was cut off."""
+    """The execution has failed.
+
+    `answer` is the whole turn that it failed on, if there is one: it was paid for. `partial` is what the model had said in a
+    turn that was cut off.
+    """
 
     error: ExecutionError
+    answer: CompletionResponse | None = None
     partial: str = ""
 
 
@@ -73,11 +78,14 @@ def after_prompt(snapshot: Snapshot) -> Next:
 
 def after_completion(answer: CompletionResponse, *, turn: int, journal: Journal) -> Next:
     """Return what follows the model's answer of `turn`; `journal` holds the turns before it."""
+    if answer.finish_reason == "content_filter":
+        filtered = "The provider's filter, or the model itself, refused to answer this."
+        return Fail(ContentFiltered(filtered, provider=answer.provider), answer=answer)
     if not answer.tool_calls:
         return Finish(answer)
     exceeded = _exceeded(answer, turn=turn, journal=journal, limits=journal.fixed.config.limits)
     if exceeded is not None:
-        return Fail(LimitExceeded(f"{exceeded} Raise the agent's limits, or ask for less."), partial=answer.text)
+        return Fail(LimitExceeded(f"{exceeded} Raise the agent's limits, or ask for less."), answer=answer)
     return CallTools(turn=turn, count=len(answer.tool_calls))
 
 

@@ -20,10 +20,12 @@ def completed(journal: Journal, answer: CompletionResponse, *, structured: Any, 
     return _response(journal, answer, Output(text=answer.text, structured=structured), None, at_ms)
 
 
-def failed(journal: Journal, error: ExecutionError, *, partial: str, at_ms: float) -> FinalResponse:
-    """Return the response of an execution that failed, with what was done and said before."""
+def failed(
+    journal: Journal, error: ExecutionError, *, answer: CompletionResponse | None, partial: str, at_ms: float
+) -> FinalResponse:
+    """Return the response of an execution that failed, with what was done, said and paid before."""
     detail = ErrorDetail(code=error.code, message=str(error), retryable=error.retryable)
-    return _response(journal, None, Output(text=partial), detail, at_ms)
+    return _response(journal, answer, Output(text=answer.text if answer is not None else partial), detail, at_ms)
 
 
 def _response(

@@ -56,16 +56,17 @@ class Step:
     claimed_at: float = field(default_factory=time.monotonic)
     #: What the model has said in this attempt so far; kept when the attempt fails.
     partial: Callable[[], str] = field(default=lambda: "")
+    #: What the steps before it have journaled.
+    journal: Journal = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the journal that came with the claim."""
+        self.journal = Journal(self.claim.execution)
 
     @property
     def ref(self) -> StepRef:
         """The step's names."""
         return self.claim.hold.ref
-
-    @property
-    def journal(self) -> Journal:
-        """What the steps before it have journaled."""
-        return Journal(self.claim.execution)
 
     @property
     def number(self) -> int:
@@ -209,12 +210,12 @@ async def _settle(step: Step, done: Done) -> None:
             try:
                 structured = parse_structured(answer.text, step.journal.fixed.config.response_format)
             except ExecutionError as error:
-                await _finish(step, done, _failure(step, error, answer.text))
+                await _finish(step, done, _failure(step, Fail(error, answer=answer)))
             else:
                 final = response.completed(step.journal, answer, structured=structured, at_ms=step.now_ms())
                 await _finish(step, done, final)
-        case Fail(error, partial):
-            await _finish(step, done, _failure(step, error, partial))
+        case Fail() as failure:
+            await _finish(step, done, _failure(step, failure))
         case other:
             assert_never(other)
 
@@ -259,7 +260,7 @@ async def _finish(step: Step, done: Done, final: FinalResponse) -> None:
         terminal = Event(EventName.COMPLETED, CompletedData(response=final).model_dump_json())
     else:
         terminal = Event(EventName.FAILED, FailedData(error=final.error, response=final).model_dump_json())
-    await _write(
+    verdict = await _write(
         step,
         ledger.finish(
             step.claim.hold,
@@ -271,7 +272,8 @@ async def _finish(step: Step, done: Done, final: FinalResponse) -> None:
             retention_s=step.resources.settings.retention_s,
         ),
     )
-    log.info("execution ended", status=final.status, code=final.error.code if final.error else None)
+    if verdict == "finished":
+        log.info("execution ended", status=final.status, code=final.error.code if final.error else None)
 
 
 async def _write(step: Step, call: Call[str]) -> str:
@@ -282,8 +284,10 @@ async def _write(step: Step, call: Call[str]) -> str:
     return verdict
 
 
-def _failure(step: Step, error: ExecutionError, partial: str) -> FinalResponse:
-    return response.failed(step.journal, error, partial=partial, at_ms=step.now_ms())
+def _failure(step: Step, failure: Fail) -> FinalResponse:
+    return response.failed(
+        step.journal, failure.error, answer=failure.answer, partial=failure.partial, at_ms=step.now_ms()
+    )
 
 
 def _priority(step: Step, done: Done) -> int:

@@ -129,6 +129,15 @@ def test_an_answer_without_tool_calls_finishes() -> None:
     assert after_completion(said, turn=1, journal=journal({"prompt": snapshot()})) == Finish(said)
 
 
+def test_a_filtered_answer_is_a_failure_that_keeps_its_words() -> None:
+    said = answer("I cannot").model_copy(update={"finish_reason": "content_filter"})
+    follows = after_completion(said, turn=1, journal=journal({"prompt": snapshot()}))
+    assert isinstance(follows, Fail)
+    assert (follows.error.code, follows.answer) == ("content_filtered", said)
+    final = response.failed(journal({"prompt": snapshot()}), follows.error, answer=said, partial="", at_ms=5_000)
+    assert (final.output.text, final.usage, final.turns) == ("I cannot", USAGE, 1)
+
+
 def test_tool_calls_are_made_together() -> None:
     asked = answer("", "count", "weigh")
     assert after_completion(asked, turn=1, journal=journal({"prompt": snapshot()})) == CallTools(turn=1, count=2)
@@ -155,7 +164,8 @@ def test_a_runaway_model_is_stopped_by_each_limit(limits: Limits, words: str) ->
     assert isinstance(follows, Fail)
     assert follows.error.code == "limit_exceeded"
     assert words in str(follows.error)
-    assert follows.partial == "once more"
+    assert follows.answer is not None
+    assert follows.answer.text == "once more"
 
 
 def test_an_unknown_price_exceeds_no_budget() -> None:
@@ -184,7 +194,7 @@ def test_the_final_response_adds_everything_up() -> None:
 def test_a_failure_keeps_what_was_said_and_paid() -> None:
     so_far = journal({"prompt": snapshot(), completion_step(1): answer("", "count")})
     error = ProviderRateLimited("too many requests", provider="openai")
-    final = response.failed(so_far, error, partial="three, or m", at_ms=5_000)
+    final = response.failed(so_far, error, answer=None, partial="three, or m", at_ms=5_000)
     assert (final.status, final.output.text, final.usage) == ("failed", "three, or m", USAGE)
     assert final.error is not None
     assert (final.error.code, final.error.retryable) == ("provider_rate_limited", True)
@@ -195,5 +205,5 @@ def test_a_failure_keeps_what_was_said_and_paid() -> None:
 
 def test_a_failure_before_anything_was_fixed_has_no_model() -> None:
     error = ProviderRateLimited("too many requests", provider="openai")
-    final = response.failed(journal(), error, partial="", at_ms=5_000)
+    final = response.failed(journal(), error, answer=None, partial="", at_ms=5_000)
     assert (final.provider, final.model, final.turns) == (None, None, 0)
