@@ -21,11 +21,12 @@ if its_digest then return {its_digest == digest and 'replayed' or 'mismatch', ex
 -- An id stands for one execution among all tenants: Celery's result and the orchestrator's commands name no tenant.
 local owner = redis.call('GET', KEYS[8])
 if owner and owner ~= tenant then return {'mismatch', execution, 0} end
-redis.call('ZREMRANGEBYSCORE', KEYS[9], '-inf', now - ARGV[14])
-local queued = redis.call('ZCARD', KEYS[9])
+local queued = redis.call('ZCOUNT', KEYS[9], now - ARGV[14], '+inf')
 if queued >= tonumber(ARGV[16]) then return {'full', execution, queued} end
 
+-- The first write has to be one that a full Redis refuses: after any other it lets the script have its way.
 redis.call('SET', KEYS[8], tenant, 'PX', ARGV[14])
+redis.call('ZREMRANGEBYSCORE', KEYS[9], '-inf', now - ARGV[14])
 redis.call('ZADD', KEYS[9], now, execution)
 redis.call('PEXPIRE', KEYS[9], ARGV[14])
 local priority = cjson.decode(ARGV[8])[redis.call('HGET', KEYS[10], 'plan') or ARGV[17]]
