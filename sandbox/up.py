@@ -76,7 +76,7 @@ def _welcome(stack: Stack, settings: Settings) -> Text:
         text.append(f"{label:<16}", "dim")
         text.append(f"{value}\n", style)
 
-    line("HTTP", f"{stack.shim_url}   (documentation: {stack.shim_url}/docs)", "bold")
+    line("HTTP", f"{stack.shim_url}   (what it takes: {stack.shim_url}/openapi.json)", "bold")
     line("Flower", f"{stack.flower_url}   (user {FLOWER_USER}, password {stack.flower_password})")
     line("Neighbours", stack.neighbours_url)
     line("Logs", _shown(settings.state_dir / "logs"))
