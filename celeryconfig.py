@@ -28,6 +28,7 @@ broker_transport_options = {
 }
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+broker_channel_error_retry = True
 
 imports = ["tasks.steps"]
 task_default_queue = FAMILIES[0]

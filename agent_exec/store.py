@@ -18,10 +18,10 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
-    RedisError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -203,17 +203,17 @@ def redis_errors() -> Iterator[None]:
     """Turn Redis's errors into ours."""
     try:
         yield
-    except (OutOfMemoryError, ReadOnlyError) as error:
+    except (OutOfMemoryError, ReadOnlyError, MasterDownError) as error:
         raise StorageFull(f"Redis refuses writes: {_said(error)}. Free memory, or point at the primary.") from error
     except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError) as error:
         raise StorageUnavailable(
             f"Redis does not answer: {_said(error)}. Check AGENT_EXEC_REDIS_URL and that the server runs."
         ) from error
     except ResponseError as error:
-        if str(error).startswith(("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS")):
+        if str(error).startswith(("UNBLOCKED", "BUSY")):  # a fail-over, or a script of somebody else's
+            raise StorageUnavailable(f"Redis is busy: {_said(error)}. It is tried again.") from error
+        if str(error).startswith(("MISCONF", "NOREPLICAS")):
             raise StorageFull(f"Redis refuses writes: {_said(error)}. See its log and its disk.") from error
-        raise
-    except RedisError:
         raise
 
 

@@ -89,6 +89,7 @@ class Notifier:
 
     def stop(self) -> None:
         """Let what is on its way arrive, then make `run` return."""
+        log.info("stopping")
         self._stopping.set()
 
     async def run(self) -> None:

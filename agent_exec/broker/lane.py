@@ -20,7 +20,7 @@ from typing import Any, assert_never
 
 import redis
 from kombu.log import get_logger
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
 
 from agent_exec import keys
 from agent_exec.broker.fair_queue import Popped
@@ -113,19 +113,19 @@ class Lane:
             raise Empty
         try:
             reply = self.client.parse_response(self.client.connection, answered.name)
-        except LOST:
-            # A connection that was cut is no lost broker: the next poll connects again, and only if that fails does
-            # Celery hear of it and start its consumer anew.
-            self.drop()
-            raise Empty from None
         except NoScriptError:
             self._load()
             self.woken = answered is UnderWay.PASS_ON
             raise Empty from None
-        except ResponseError as error:
+        except (ResponseError, BusyLoadingError) as error:
             logger.warning("Family %s: Redis answered %s; asking again in %s s.", self.family, error, PAUSE_S)
             self.drop()
             self.resume_at = monotonic() + PAUSE_S
+            raise Empty from None
+        except LOST:
+            # A connection that was cut is no lost broker: the next poll connects again, and only if that fails does
+            # Celery hear of it and start its consumer anew.
+            self.drop()
             raise Empty from None
         match answered:
             case UnderWay.POP:

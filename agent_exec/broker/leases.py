@@ -119,6 +119,9 @@ class Leases:
 
     def _settle(self, delivery: str, call: Call[Any]) -> None:
         self._held.pop(delivery, None)
+        if self._unsettled:  # Redis is away; a task that ends now need not find that out for itself
+            self._unsettled.append(call)
+            return
         try:
             self.run(call)
         except (RedisError, OSError) as error:
@@ -132,6 +135,11 @@ class Leases:
         if give_back and self._client is not None:
             self._give_back()
         self._nudge.set()
+
+    @property
+    def outliving(self) -> int:
+        """How many deliveries are held though the channel has closed."""
+        return len(self._held) if self._closed else 0
 
     def _give_back(self) -> None:
         held = list(self._held)
@@ -157,7 +165,9 @@ class Leases:
                     renewed_at = monotonic()
             except (RedisError, OSError) as error:
                 if not self._failing:
-                    logger.warning("Leases of %d deliveries not renewed, Redis: %s", len(self._held), error)
+                    logger.warning(
+                        "Leases of %d deliveries not renewed, Redis: %s. Trying again.", len(self._held), error
+                    )
                 self._failing = True
             else:
                 self._failing = False
@@ -197,6 +207,11 @@ class Leases:
 
 
 _open: weakref.WeakSet[Leases] = weakref.WeakSet()
+
+
+def outliving() -> int:
+    """Return how many of this process's deliveries have outlived the channel that they came by."""
+    return sum(leases.outliving for leases in list(_open))
 
 
 @atexit.register

@@ -18,7 +18,10 @@ Transport options, beside kombu's:
 - `fair_max_hint_bytes`, `fair_max_plain_bytes`: sizes; the latter for plain messages and `fair_intake_tasks`.
 - `fair_intake_tasks`: tasks whose messages hold requests and not ids.
 
-Workers should run with `task_acks_late` and `worker_prefetch_multiplier = 1`: fairness is decided at the pop.
+Celery's settings that go with it: `task_acks_late` and `worker_prefetch_multiplier = 1`, for what is fair is decided at
+the pop; `task_reject_on_worker_lost`, for a child that is killed is a fault of the message, counted here;
+`broker_channel_error_retry`, for a full or demoted Redis is no reason to exit; and not
+`worker_cancel_long_running_tasks_on_connection_loss`, for here tasks keep their messages through one.
 """
 
 # kombu says that it is typed, and mostly is not:
@@ -35,12 +38,13 @@ from kombu.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES, _transport_cache, virtual
 from kombu.transport import redis as stock
 from kombu.utils.json import dumps
+from redis.exceptions import BusyLoadingError
 
 from agent_exec.broker import fair_queue
 from agent_exec.broker.envelope import Malformed, open_envelope
 from agent_exec.broker.fair_queue import Delivery, Nothing, Popped, Unfinished, family_of, is_delivery
 from agent_exec.broker.lane import LOST, Lane, UnderWay
-from agent_exec.broker.leases import Leases, run
+from agent_exec.broker.leases import Leases, outliving, run
 from agent_exec.routing import EXECUTE_TASK, FAMILIES
 from agent_exec.script import Call
 
@@ -52,6 +56,11 @@ logger = get_logger(__name__)
 
 class QoS(stock.QoS):
     """Deliveries of a family are settled through the channel's leases; the pop has recorded them already."""
+
+    def can_consume(self) -> bool:
+        """Say whether there is room. A task that outlived its connection fills its place in the pool as before."""
+        limit = self.prefetch_count
+        return not limit or len(self._delivered) - len(self._dirty) + outliving() < limit
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a delivery against the prefetch limit. The message itself is Celery's to keep: see Leases.watch."""
@@ -249,10 +258,6 @@ class Channel(stock.Channel):
             return [routing_key]
         return super()._lookup(exchange, routing_key, default)
 
-    def get_table(self, exchange: str) -> Any:
-        """Return the routes of an exchange."""
-        return [(exchange, "", exchange)] if self.is_fair(exchange) else super().get_table(exchange)
-
     # -- what operators ask
 
     def _size(self, queue: str) -> int:
@@ -426,6 +431,8 @@ class Channel(stock.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
+        except BusyLoadingError:  # connecting again at once would not help
+            raise
         except LOST:
             raise Empty from None
 

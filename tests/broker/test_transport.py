@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import gc
 import json
+import select
 import socket
+import socketserver
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from queue import Empty
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 from celery import Celery
 from kombu import Connection, Consumer, Exchange, Producer, Queue, pools
 from kombu.transport import get_transport_cls, virtual
+from kombu.utils.eventio import ERR
+from redis.exceptions import BusyLoadingError
 
 from agent_exec import embedded, keys
 from agent_exec.broker import fair_queue, lane, leases
@@ -26,18 +33,9 @@ from agent_exec.errors import InvalidMessage
 from agent_exec.hint import Hint
 from agent_exec.script import Call
 from agent_exec.store import BlockingStore
+from tests.broker.workers import STOCK, until
 
-STOCK = "kombu.transport.redis:Transport"
 HINT = Hint(tenant_id="t", agent_id="a", execution_id="e", step="prompt", priority=3)
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    """Wait for a condition; returns what it returned."""
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-    return result
 
 
 class Taker:
@@ -168,6 +166,13 @@ def test_a_bare_name_is_the_plain_list_whatever_the_priority(app: Celery, store:
     assert store.redis.llen("agent_execution") == 3
 
 
+@pytest.mark.parametrize("exchange", ["agent_execution:t", "agent_execution", ""])
+def test_a_tenants_queue_is_a_route_of_its_own(redis_url: str, run: Any, exchange: str) -> None:
+    with Connection(redis_url) as connection, Producer(connection, Exchange(exchange)) as producer:
+        producer.publish({}, routing_key="agent_execution:t")
+    assert run(fair_queue.purge("agent_execution:t")) == 1
+
+
 def test_a_batch(redis_url: str, store: BlockingStore) -> None:
     store.redis.script_flush()
     with Connection(redis_url) as connection, Producer(connection) as producer, producer.batch():
@@ -266,6 +271,43 @@ def test_a_settlement_makes_room_for_the_next(app: Celery, redis_url: str) -> No
             message.ack()
 
 
+def test_a_message_settled_as_it_arrives_makes_room_at_once(app: Celery, redis_url: str) -> None:
+    for number in range(30):
+        app.send_task("x", args=[number], queue="agent_execution:t")
+    with Taker(redis_url, prefetch=1) as taker:
+        taken = []
+
+        def settle(message: Any) -> None:
+            taken.append(message.payload[0][0])
+            message.ack()
+
+        taker.consumer.on_message = settle
+        began_at = time.monotonic()
+        until(lambda: taker.drain(1) or len(taken) == 30)
+        assert taken == list(range(30))
+        assert time.monotonic() - began_at < 1
+
+
+def test_a_message_behind_tenants_that_have_drained_is_found(
+    app: Celery, redis_url: str, push: Any, pop: Any, run: Any
+) -> None:
+    def sweepable() -> None:
+        for number in range(100):
+            push(f"agent_execution:t{number:03}")
+        run(fair_queue.ack([pop().delivery for _ in range(100)]))
+        app.send_task("x", queue="agent_execution:zz")
+
+    with Taker(redis_url) as taker:
+        sweepable()
+        (message,) = taker.take()
+        message.ack()
+        taker.take_nothing(0.05)
+        taker.consumer.cancel()
+        sweepable()
+        taker.channel.basic_get("agent_execution").ack()
+        assert taker.channel.basic_get("agent_execution") is None
+
+
 def test_without_acknowledgement_a_message_is_done_when_taken(
     app: Celery, redis_url: str, store: BlockingStore
 ) -> None:
@@ -279,6 +321,7 @@ def test_getting_one_message(app: Celery, redis_url: str, run: Any, store: Block
     with Connection(redis_url) as connection:
         channel = connection.channel()
         assert channel.basic_get("agent_execution") is None
+        assert channel.basic_get("ordinary") is None
         for _ in range(2):
             app.send_task("x", queue="agent_execution:t")
         channel.basic_get("agent_execution", no_ack=True)
@@ -554,6 +597,116 @@ def test_a_cut_connection_loses_and_doubles_nothing(app: Celery, redis_url: str,
         assert nothing_left(store, taker)
 
 
+def test_a_connection_that_is_cut_while_there_is_no_room_is_replaced(
+    app: Celery, redis_url: str, store: BlockingStore
+) -> None:
+    with Taker(redis_url, prefetch=1) as taker:
+        for _ in range(2):
+            app.send_task("x", queue="agent_execution:t")
+        (message,) = taker.take()
+        taker.take_nothing(0.05)
+        cut_every_connection(store)
+        taker.take_nothing(0.05)
+        message.ack()
+        (message,) = taker.take()
+        message.ack()
+        assert nothing_left(store, taker)
+
+
+def test_a_connection_that_breaks_as_something_is_sent_is_replaced(app: Celery, redis_url: str) -> None:
+    with Taker(redis_url) as taker:
+        taker.take_nothing(0.05)
+        (only,) = taker.channel.lanes.values()
+        only.drop()
+        taker.connection.transport.cycle.register_lane(taker.channel, only)
+        only.client.connection._sock.shutdown(socket.SHUT_RDWR)
+        only.wait()
+        assert only.under_way is lane.UnderWay.NOTHING
+        app.send_task("x", queue="agent_execution:t")
+        (message,) = taker.take()
+        message.ack()
+
+
+def test_a_connection_that_breaks_with_a_message_on_it_returns_it_with_its_lease(
+    app: Celery, redis_url: str, run: Any
+) -> None:
+    with Taker(redis_url, fair_lease_s=0.3) as taker:
+        taker.take_nothing(0.05)
+        app.send_task("x", queue="agent_execution:t")
+        (only,) = taker.channel.lanes.values()
+        only.drop()
+        taker.channel.poll_lanes()
+        until(lambda: run(fair_queue.depths())["agent_execution"].in_flight == 1)
+        only.client.connection._sock.close()
+        taker.consumer.cancel()
+        taker.consumer.consume()
+        (message,) = taker.take()
+        message.ack()
+
+
+def test_an_error_on_a_lanes_socket_is_read_like_a_reply(app: Celery, redis_url: str) -> None:
+    with Taker(redis_url) as taker:
+        taker.take_nothing(0.05)
+        (only,) = taker.channel.lanes.values()
+        fileno = only.client.connection._sock.fileno()
+        only.client.connection._sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(Empty):
+            taker.connection.transport.cycle.handle_event(fileno, ERR)
+        app.send_task("x", queue="agent_execution:t")
+        (message,) = taker.take()
+        message.ack()
+
+
+class Loading(socketserver.BaseRequestHandler):
+    """Between a client and its server: answers some commands as a server does that is still reading its data."""
+
+    server_port: int
+    refused: ClassVar[set[bytes]] = set()
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server_port)) as server:
+            while True:
+                for ready in select.select([self.request, server], [], [])[0]:
+                    if not (octets := ready.recv(1_000_000)):
+                        return
+                    if ready is server:
+                        self.request.sendall(octets)
+                    elif any(command in octets for command in self.refused):
+                        self.request.sendall(b"-LOADING Redis is loading the dataset in memory\r\n")
+                    else:
+                        server.sendall(octets)
+
+
+@pytest.fixture
+def loading_url(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    parts = urlsplit(redis_url)
+    monkeypatch.setattr(Loading, "server_port", parts.port, raising=False)
+    monkeypatch.setattr(Loading, "refused", set())
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Loading) as proxy:
+        proxy.daemon_threads = True
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield redis_url.replace(f":{parts.port}", f":{proxy.server_address[1]}")
+        proxy.shutdown()
+        thread.join()
+
+
+def test_a_server_that_is_loading_is_not_asked_in_a_busy_loop(
+    app: Celery, loading_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "PAUSE_S", 0.2)
+    with Taker(loading_url, "agent_execution", "ordinary") as taker:
+        Loading.refused.add(b"EVALSHA")
+        until(lambda: taker.drain(0.05) or caplog.text.count("Redis answered") == 2)
+        Loading.refused.clear()
+        app.send_task("x", queue="agent_execution:t")
+        (message,) = taker.take()
+        message.ack()
+        Loading.refused.add(b"BRPOP")
+        with pytest.raises(BusyLoadingError):  # Celery's answer is to wait and to connect anew
+            until(lambda: taker.drain(0.05))
+
+
 def test_a_connection_that_hangs_is_replaced(
     app: Celery, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -579,12 +732,15 @@ def test_a_task_that_ends_during_an_outage_is_acknowledged_after_it(
     own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = BlockingStore(own_server.url)
-    store.run(HINT.push())
+    for step in ("prompt", "completion.1"):
+        store.run(replace(HINT, step=step).push())
     with Taker(own_server.url, socket_connect_timeout=1) as taker:
-        (message,) = taker.take()
+        messages = taker.take(2)
         own_server.kill()
-        message.ack()
-        assert "not settled" in caplog.text
+        for message in messages:
+            message.ack()
+        assert caplog.text.count("not settled") == 1
+        until(lambda: "not renewed" in caplog.text)
         own_server.restart()
         until(lambda: store.redis.ping() and not store.redis.exists(keys.fair_lease()))
         assert store.run(fair_queue.depths())["agent_execution"].in_flight == 0
@@ -607,13 +763,36 @@ def test_a_connection_lost_gives_no_running_task_to_another(own_server: Embedded
     for _ in range(3):
         time.sleep(0.5)  # longer than the lease: only renewals explain what follows
         assert store.run(fair_queue.depths())["agent_execution"].in_flight == 2
-    messages[0].ack()
+    store.run(fair_queue.push("agent_execution:t", tag="next", priority=0, message=HINT.message()))
+    with Taker(own_server.url, prefetch=2) as successor:
+        successor.take_nothing()  # the places are filled
+        messages[0].ack()
+        (message,) = successor.take()
+        message.ack()
     until(lambda: store.run(fair_queue.depths())["agent_execution"].in_flight == 1)
     del messages[:]
     gc.collect()
     until(lambda: store.run(fair_queue.depths())["agent_execution"].in_flight == 0)
     assert store.run(fair_queue.size("agent_execution")) == 1
     until(lambda: not taker.channel.leases.keeper.is_alive())
+    store.close()
+
+
+def test_what_cannot_be_given_back_as_a_channel_closes_is_given_back_later(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = BlockingStore(own_server.url)
+    store.run(HINT.push())
+    taker = Taker(own_server.url)
+    messages = taker.take()
+    own_server.kill()
+    taker.connection.close()
+    assert "not given back" in caplog.text
+    messages.clear()
+    gc.collect()
+    own_server.restart()
+    until(lambda: not taker.channel.leases.keeper.is_alive())
+    assert store.run(fair_queue.size("agent_execution")) == 1
     store.close()
 
 

@@ -64,13 +64,12 @@ def test_a_quiet_tenant_passes_a_flood(pair: list[Worker], bench: Bench) -> None
     until(lambda: len(bench.begun()) > 20)
     ahead = []
     for number in range(5):
-        sent_at = time.time()
-        bench.send("agent_execution:quiet", f"quiet/{number}", priority=0)
+        call = bench.note("agent_execution:quiet", f"quiet/{number}")
+        depths, _ = bench.store.run_many([fair_queue.depths(), call])
+        popped = 300 - depths["agent_execution"].tenants["flood"].waiting + number
         until(lambda name=f"quiet/{number}": name in bench.begun())
-        times = bench.begun_at()
-        began_at = times.pop(f"quiet/{number}")
-        ahead.append(sum(sent_at < at < began_at for at in times.values()))
-    assert sorted(ahead)[2] <= 2
+        ahead.append(bench.begun().index(f"quiet/{number}") - popped)
+    assert sorted(ahead)[2] <= 4  # two by the rule; what six slots were given together may begin in any order
     until(lambda: len(bench.ended()) == 305)
 
 

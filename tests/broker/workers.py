@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +19,8 @@ from kombu import pools
 
 from agent_exec.broker import fair_queue
 from agent_exec.broker.transport import register
+from agent_exec.hint import Hint
+from agent_exec.script import Call
 from agent_exec.store import BlockingStore
 
 STOCK = "kombu.transport.redis:Transport"
@@ -97,6 +101,13 @@ class Bench:
 
     def send(self, queue: str, name: str, for_s: float = 0.0, **options: Any) -> None:
         self.app.send_task("note", args=[name, for_s], queue=queue, **options)
+
+    def note(self, queue: str, name: str) -> Call[bool]:
+        """The call that `send` comes to, for use in one pipeline with others."""
+        wire = json.loads(Hint(tenant_id="t", agent_id="a", execution_id="e", step="prompt", priority=0).message())
+        wire["headers"].update(task="note", id=name)
+        wire["body"] = base64.b64encode(json.dumps([[name], {}, {}]).encode()).decode()
+        return fair_queue.push(queue, tag=name, priority=0, message=json.dumps(wire))
 
     def begun(self) -> list[str]:
         return [entry.split()[0] for entry in self.pages.lrange("begun", 0, -1)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from agent_exec import submission
@@ -11,6 +13,24 @@ from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed, Event, Hold, StepRef
 from agent_exec.store import Store
+from notifier import outbox
+from notifier.outbox import Left
+
+
+async def eventually(true: Callable[[], Awaitable[object]], *, within_s: float = 15) -> None:
+    """Wait for a condition that has to be asked of Redis."""
+    async with asyncio.timeout(within_s):
+        while not await true():
+            await asyncio.sleep(0.005)
+
+
+async def all_done(store: Store) -> None:
+    """Wait until nothing is left to send, or to be acknowledged."""
+
+    async def done() -> bool:
+        return await store.run(outbox.left()) == Left(0, 0)
+
+    await eventually(done)
 
 
 @dataclass

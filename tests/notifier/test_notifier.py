@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from agent_exec.embedded import EmbeddedServer
 from agent_exec.ledger import ledger
 from agent_exec.settings import Settings
 from agent_exec.store import Store
-from notifier import connection, notifier, outbox
+from notifier import connection, notifier
 from notifier.commands import carry_out
-from notifier.outbox import Left
 from notifier.protocol import CancelExecution
 from tests.notifier.conftest import TOKEN, Notifying
 from tests.notifier.played_orchestrator import Orchestrator, in_order, until
-from tests.notifier.played_work import Work
+from tests.notifier.played_work import Work, all_done, eventually
 
 UNKNOWN = "00000000-0000-0000-0000-000000000000"
 
@@ -34,21 +32,6 @@ def manners(request: pytest.FixtureRequest, orchestrator: Orchestrator) -> str:
     if request.param == "acknowledges":
         orchestrator.acks = lambda _: True
     return str(request.param)
-
-
-async def eventually(true: Callable[[], Awaitable[object]], *, within_s: float = 15) -> None:
-    async with asyncio.timeout(within_s):
-        while not await true():
-            await asyncio.sleep(0.005)
-
-
-async def all_done(store: Store) -> None:
-    """Wait until nothing is left to send, or to be acknowledged."""
-
-    async def done() -> bool:
-        return await store.run(outbox.left()) == Left(0, 0)
-
-    await eventually(done)
 
 
 @pytest.mark.usefixtures("manners")
@@ -238,10 +221,9 @@ async def test_another_notifier_takes_over(
             assert len(orchestrator.handshakes) == 1, "one stands by"
             # Two is cut off from Redis for longer than its lease, and finds another in its place.
             await async_store.redis.set(keys.notifier_lease(), "one", px=1_000)
-            await until(lambda: len(orchestrator.handshakes) == 2)
+            await until(lambda: len(orchestrator.handshakes) == 2 and len(orchestrator.open) == 1)
             await work.tokens(hold, 1)
             await until(lambda: orchestrator.has_all(hold.ref.execution_id, 3))
-            await until(lambda: len(orchestrator.open) == 1)
         await until(lambda: len(orchestrator.handshakes) == 3)
         await work.tokens(hold, 1)
         await until(lambda: orchestrator.has_all(hold.ref.execution_id, 4))

@@ -18,7 +18,7 @@ from notifier import outbox
 from notifier.outbox import Left
 from tests.notifier.conftest import TOKEN
 from tests.notifier.played_orchestrator import Orchestrator, in_order, until
-from tests.notifier.played_work import Work
+from tests.notifier.played_work import Work, all_done, eventually
 from tests.processes import Process, wait_until
 
 Start = Callable[[], Process]
@@ -47,8 +47,11 @@ def start(orchestrator: Orchestrator, redis_url: str, tmp_path: Path) -> Iterato
         process.kill()
 
 
-async def stopped(process: Process, *, within_s: float = 10) -> int:
-    return await asyncio.to_thread(process.stop, within_s=within_s)
+async def stopped(process: Process, *, by: signal.Signals = signal.SIGTERM, within_s: float = 10) -> int:
+    """Ask it to end, once, and return its exit code."""
+    process.send(by)
+    await until(lambda: not process.running, within_s=within_s)
+    return process.stop()
 
 
 async def test_frames_sent_before_a_kill_are_sent_again_with_the_same_ids(
@@ -81,17 +84,17 @@ async def test_nothing_is_lost_while_notifiers_are_killed(
     for life in range(3):
         running = start()
         await until(lambda life=life: len(orchestrator.handshakes) > life)  # type: ignore[misc]
+        seen = len(orchestrator.frames)
         for hold in holds:
             await work.tokens(hold, 50)
-        seen = len(orchestrator.frames)
         await until(lambda seen=seen: len(orchestrator.frames) > seen)  # type: ignore[misc]
         running.kill()
     last = start()
     executions = [hold.ref.execution_id for hold in holds]
     await until(lambda: all(orchestrator.has_all(execution_id, 151) for execution_id in executions))
+    await all_done(async_store)
     assert await stopped(last) == 0
     assert all(in_order(sequences) for sequences in orchestrator.sequences().values())
-    assert await async_store.run(outbox.left()) == Left(0, 0)
 
 
 async def test_a_second_process_takes_over_from_a_killed_one(
@@ -122,11 +125,11 @@ async def test_sigterm_lets_what_is_on_its_way_arrive(
     async def sent() -> bool:
         return await async_store.redis.hget(keys.execution("acme", hold.ref.execution_id), "notified") == b"11"
 
-    while not await sent():
-        await asyncio.sleep(0.005)
-    running.send(signal.SIGTERM)
+    await eventually(sent)
+    stopping = asyncio.create_task(stopped(running, within_s=3))
+    await until(lambda: "stopping" in running.output)
     orchestrator.reads.set()
-    assert await stopped(running, within_s=3) == 0
+    assert await stopping == 0
     assert orchestrator.sequences()[hold.ref.execution_id] == list(range(1, 12))
     assert await async_store.run(outbox.left()) == Left(0, 0)
 
@@ -135,8 +138,7 @@ async def test_sigterm_does_not_wait_for_an_orchestrator_that_is_down(orchestrat
     orchestrator.refuses = 503
     running = start()
     await until(lambda: len(orchestrator.handshakes) >= 2)
-    running.send(signal.SIGINT)
-    assert await stopped(running, within_s=5) == 0
+    assert await stopped(running, by=signal.SIGINT, within_s=5) == 0
 
 
 async def test_every_line_of_its_log_is_json_and_none_holds_the_token(
