@@ -17,7 +17,7 @@ from agent_exec.contract.message import Message
 from agent_exec.embedded import redis_url
 from agent_exec.errors import Conflict, QueueFull, TimedOut
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import Acceptance, AlreadyOver, CancelRequested
+from agent_exec.ledger.ledger import Acceptance, AlreadyOver, CancelRequested, Prioritised
 from agent_exec.script import Call
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import BlockingStore, redis_errors
@@ -88,6 +88,17 @@ class AgentExecClient:
         answer = self._store.run(ledger.cancel(tenant_id, execution_id))
         if isinstance(answer, CancelRequested):
             self._store.run_many([hint.push() for hint in answer.hints])
+        return answer
+
+    def prioritise(self, tenant_id: str, execution_id: str, priority: int) -> Prioritised | AlreadyOver:
+        """Change how urgent an execution is, 0–9 and 9 the most; what waits already moves in its queue.
+
+        Raises:
+            NotFound: this tenant has no such execution.
+        """
+        answer = self._store.run(ledger.prioritise(tenant_id, execution_id, wish=priority))
+        if isinstance(answer, Prioritised):
+            self._store.run_many([hint.reprioritise() for hint in answer.queued])
         return answer
 
     def get(self, tenant_id: str, execution_id: str) -> ExecutionView:

@@ -96,6 +96,10 @@ class Hint:
             }
         )
 
+    def reprioritise(self) -> Call[bool]:
+        """Return the call that gives this priority to the hint that is queued; it answers False where none is."""
+        return fair_queue.reprioritise(self.task_id, priority=self.priority)
+
     def push(self) -> Call[bool]:
         """Return the call that queues it; it answers False where it is queued or held by a worker already."""
         return fair_queue.push(self.queue, tag=self.task_id, priority=self.priority, message=self.message())

@@ -99,7 +99,7 @@ def tenant_of(execution_id: str) -> str:
 
 def tenant_of_prefix() -> str:
     """Return what every `tenant_of` key begins with, for the one script that reads several."""
-    return "ax:tenant:"
+    return "ax:tenant_of:"
 
 
 def orchestrator_acks() -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import from_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent_exec.errors import SettingsInvalid
@@ -32,7 +33,12 @@ class Settings(BaseSettings):
     """Every setting of every process."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AGENT_EXEC_", frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True
+        env_prefix="AGENT_EXEC_",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        populate_by_name=True,
+        enable_decoding=False,  # decoded below, so that text which is no JSON is told like any other fault
     )
 
     redis_url: Annotated[
@@ -128,6 +134,11 @@ class Settings(BaseSettings):
         str, Field(pattern="^(json|console)$", description="one line of JSON a record, or for eyes")
     ] = "json"
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged")] = "INFO"
+
+    @field_validator("providers", "api_allowed_origins", mode="before")
+    @classmethod
+    def _decoded(cls, value: Any) -> Any:
+        return from_json(value) if isinstance(value, str) else value
 
 
 def read_settings(**overrides: Any) -> Settings:

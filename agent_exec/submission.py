@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from agent_exec.contract.event import EventName, StartedData
 from agent_exec.contract.execution import ExecutionRequest
@@ -34,7 +34,10 @@ def message_from(raw: Any) -> Message:
     Raises:
         InvalidMessage: says which fields are wrong, without repeating their values.
     """
-    text = to_json(raw, inf_nan_mode="constants")
+    try:
+        text = to_json(raw, inf_nan_mode="constants")
+    except PydanticSerializationError:
+        raise InvalidMessage("The message holds text that is no Unicode, or is nested far too deep.") from None
     if len(text) > MAX_BODY_BYTES:
         raise InvalidMessage(f"The message has {len(text)} bytes; at most {MAX_BODY_BYTES} are taken.")
     try:

@@ -5,7 +5,6 @@ Owns the request made from the journal, and the events of an answer. Does not kn
 
 from __future__ import annotations
 
-import json
 from typing import assert_never
 
 from agent_exec.contract.completion import CompletionRequest, CompletionResponse
@@ -27,8 +26,7 @@ async def complete(step: Step) -> Done:
     provider = step.resources.providers.named(request.provider)
     thinking = ProgressData(stage="thinking", step=step.ref.step, turn=turn)
     await step.tell(EventName.PROGRESS, thinking.model_dump_json())
-    tokens = TokenStream(store, step.claim.hold, flush_ms=step.resources.settings.token_flush_ms)
-    step.partial = lambda: tokens.text
+    step.tokens = tokens = TokenStream(store, step.claim.hold, flush_ms=step.resources.settings.token_flush_ms)
     finished: Finished | None = None
     try:
         async with provider.stream(request) as deltas:
@@ -83,7 +81,7 @@ def _request(step: Step) -> CompletionRequest:
 
 def _requested(call: ToolCall, turn: int) -> Event:
     try:
-        arguments = json.loads(call.arguments or "{}")
+        arguments = call.decoded_arguments()
     except ValueError:
         arguments = call.arguments
     asked = ToolCallRequestedData(tool_call_id=call.id, name=call.name, arguments=arguments, turn=turn)

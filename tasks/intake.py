@@ -13,10 +13,11 @@ import structlog
 from celery import Task
 from celery.worker.request import Request
 
-from agent_exec import keys, submission
+from agent_exec import submission
 from agent_exec.broker import fair_queue
 from agent_exec.contract.model import EXECUTION_ID_PATTERN
 from agent_exec.errors import Conflict, InvalidMessage, QueueFull
+from agent_exec.ledger import ledger
 from tasks.resources import Resources
 from tasks.response import celery_refusal
 
@@ -69,9 +70,9 @@ async def _refuse(task: Task, raw: Any, error: InvalidMessage | Conflict | Queue
     resources: Resources = task.resources
     log.warning("message refused", code=error.code, reason=str(error))
     named = raw.get("execution_id") if isinstance(raw, dict) else None
-    if not isinstance(error, Conflict) and isinstance(named, str) and re.fullmatch(EXECUTION_ID_PATTERN, named):
-        key, meta = keys.celery_result(named), celery_refusal(named, error)
-        await resources.store.redis.set(key, meta, ex=resources.settings.retention_s, nx=True)
-        await resources.store.redis.publish(key, meta)
+    if isinstance(named, str) and re.fullmatch(EXECUTION_ID_PATTERN, named):
+        meta = celery_refusal(named, error)
+        refusal = ledger.refuse(named, celery_result=meta, retention_s=resources.settings.retention_s)
+        await resources.store.insist(refusal)
     delivery = task.request.properties.get("delivery_tag", "")
     await resources.store.insist(fair_queue.dead_letter(delivery, reason=f"{error.code}: {error}"))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from celery.signals import worker_shutting_down
 
 from agent_exec.embedded import redis_url
@@ -26,6 +28,8 @@ from tasks.neighbours.orchestrator import Orchestrator
 from tasks.neighbours.registry import ToolRegistry
 from tasks.shares import Shares
 from tasks.upkeep import keep_up
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +87,20 @@ def _neighbour(settings: Settings, name: str, url: str) -> Neighbour:
 
 @contextlib.asynccontextmanager
 async def _background(duty: Any) -> AsyncIterator[None]:
+    """Do a duty while open. A worker that cannot do it is no worker: it stops, and its supervisor starts another."""
     task = asyncio.create_task(duty)
+    task.add_done_callback(_stop_worker_if_broken)
     try:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _stop_worker_if_broken(duty: asyncio.Task[Any]) -> None:
+    if not duty.cancelled() and duty.exception() is not None:
+        log.critical("a background duty broke; the worker stops", exc_info=duty.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 from agent_exec.errors import ExecutionError, NeighbourError, ProviderError
-from tasks.next_step import Fail, Next, WaitUntil
+from tasks.next_step import Fail, WaitUntil
 
 #: The ceiling of the first pause; it doubles with every attempt.
 BASE_S = 0.5
@@ -16,10 +16,10 @@ BASE_S = 0.5
 MAX_S = 30.0
 
 
-def after_failure(error: ExecutionError, *, retries: int, max_retries: int, partial: str = "") -> Next:
+def after_failure(error: ExecutionError, *, retries: int, max_retries: int) -> Fail | WaitUntil:
     """Return what follows a failed attempt that `retries` failed ones came before."""
     if not error.retryable or retries >= max_retries:
-        return Fail(error, partial=partial)
+        return Fail(error)
     asked_s = error.retry_after_s if isinstance(error, NeighbourError | ProviderError) else None
     return WaitUntil(backoff_s(retries + 1, retry_after_s=asked_s), error)
 

@@ -42,6 +42,7 @@ from tasks.leases import HandBack, LeaseLost
 from tasks.next_step import AskModel, CallTools, Fail, Finish, Join, Next, Retrieve, WaitUntil
 from tasks.resources import Resources
 from tasks.structured import parse_structured
+from tasks.token_stream import TokenStream, token_event
 
 log = structlog.get_logger(__name__)
 
@@ -54,8 +55,8 @@ class Step:
     claim: Claimed
     task_id: str
     claimed_at: float = field(default_factory=time.monotonic)
-    #: What the model has said in this attempt so far; kept when the attempt fails.
-    partial: Callable[[], str] = field(default=lambda: "")
+    #: What the model says in this attempt, once it may speak; kept when the attempt fails.
+    tokens: TokenStream | None = None
     #: What the steps before it have journaled.
     journal: Journal = field(init=False)
 
@@ -133,13 +134,19 @@ async def _attempt(step: Step, do: Callable[[Step], Awaitable[Done]]) -> Done:
     except ExecutionError as error:
         log.warning("attempt failed", code=error.code, reason=str(error), retries=step.claim.retries)
         max_retries = step.resources.settings.max_retries
-        follows = retry.after_failure(
-            error, retries=step.claim.retries, max_retries=max_retries, partial=step.partial()
-        )
-        return Done("null", [], follows)
+        follows = retry.after_failure(error, retries=step.claim.retries, max_retries=max_retries)
+        return Done("null", [], follows) if isinstance(follows, WaitUntil) else await _failed(step, error)
     except Exception:
         log.exception("step broke")
-        return Done("null", [], Fail(InternalError("The service failed in this step; its log says how.")))
+        return await _failed(step, InternalError("The service failed in this step; its log says how."))
+
+
+async def _failed(step: Step, error: ExecutionError) -> Done:
+    """The end, with what the model had said: the text that is recorded is the text that was told."""
+    if step.tokens is None:
+        return Done("null", [], Fail(error))
+    rest = await step.tokens.rest()
+    return Done("null", [token_event(rest)] if rest else [], Fail(error, partial=step.tokens.text))
 
 
 def _refusal(step: Step) -> ExecutionError | None:
@@ -293,7 +300,7 @@ def _failure(step: Step, failure: Fail) -> FinalResponse:
 def _priority(step: Step, done: Done) -> int:
     snapshot = done.snapshot or step.journal.fixed
     return routing.priority(
-        step.claim.execution.message.priority,
+        step.claim.execution.wish,
         plan=snapshot.tenant.plan,
         agent_type=snapshot.config.agent_type,
         started=True,

@@ -43,7 +43,7 @@ def faults(value: Any, schema: dict[str, Any]) -> list[str]:
     """
     found = _validator(json.dumps(schema, sort_keys=True)).iter_errors(value)
     return [
-        f"at {'/'.join(str(part) for part in fault.instance_path) or 'the top'}: {fault.message[:200]}"
+        f"at {'/'.join(str(part) for part in fault.instance_path)[:200] or 'the top'}: {fault.message[:200]}"
         for fault, _ in zip(found, range(MAX_FAULTS), strict=False)
     ]
 

@@ -6,7 +6,6 @@ not answer makes the step fail. Does not know how the registry runs a tool.
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -57,7 +56,7 @@ async def call_tool(step: Step) -> Done:
 def _checked(call: ToolCall, tool: ToolDefinition | None) -> tuple[Any, ToolError | None]:
     """Return the arguments, decoded where they can be, and what is wrong with the call."""
     try:
-        arguments = json.loads(call.arguments or "{}")
+        arguments = call.decoded_arguments()
     except ValueError as error:
         return call.arguments, ToolError(code="invalid_arguments", message=f"The arguments are no JSON: {error}.")
     if tool is None:
@@ -70,12 +69,16 @@ def _checked(call: ToolCall, tool: ToolDefinition | None) -> tuple[Any, ToolErro
         return arguments, ToolError(code="invalid_schema", message=f"The tool's own schema does not do: {error}"[:500])
     if wrong:
         return arguments, ToolError(code="invalid_arguments", message="; ".join(wrong))
+    if tool.requires_approval:  # nobody can give it yet, so it is as if it had been refused
+        return arguments, ToolError(
+            code="approval_unavailable", message=f"The tool '{tool.name}' needs an approval that nobody can give here."
+        )
     return arguments, None
 
 
 async def _execute(step: Step, call: ToolCall, tool: ToolDefinition, arguments: Any) -> ToolResult | ToolError:
     """Ask the registry, under one idempotency key for all attempts of this step."""
-    if tool.effect == "effect" and (step.claim.attempt > 1 or step.claim.retries > 0):
+    if tool.effect == "effect" and step.claim.hold.fence > 1:  # claimed before, by a worker that may have asked
         return _in_doubt(tool)
     execution = ToolExecution(
         tenant_id=step.ref.tenant_id,

@@ -302,6 +302,19 @@ def test_cancelling_is_durable_and_late_is_no_error(cli: Cli, store: BlockingSto
     assert "had ended before, as completed" in ok(cli("cancel", execution_id, "--tenant", "acme"))
 
 
+def test_an_execution_is_made_more_or_less_urgent(cli: Cli, store: BlockingStore) -> None:
+    execution_id = ok(cli("submit", *ASK)).strip()
+    prioritise = ("prioritise", execution_id, "--tenant", "acme", "--priority", "2")
+    assert "its priority is 2 now" in ok(cli(*prioritise))
+    assert json.loads(ok(cli(*prioritise, "--json"))) == {
+        "execution_id": execution_id,
+        "already_over": None,
+        "priority": 2,
+    }
+    finish(store, claim(store, execution_id))
+    assert "had ended before, as completed" in ok(cli(*prioritise))
+
+
 def why(cli: Cli, execution_id: str) -> str:
     whole = ok(cli("why", execution_id, "--tenant", "acme"))
     told = json.loads(ok(cli("why", execution_id, "--tenant", "acme", "--json")))

@@ -6,15 +6,18 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import redis
 
-from agent_exec import AgentExecClient, submission
+from agent_exec import AgentExecClient, keys, submission
 from agent_exec.broker import fair_queue
+from agent_exec.contract.agent import Tenant
 from agent_exec.contract.completion import Usage
 from agent_exec.contract.event import CompletedData, EventName
 from agent_exec.contract.execution import ExecutionRequest, FinalResponse, Output
-from agent_exec.errors import Conflict, NotFound, TimedOut
+from agent_exec.errors import Conflict, NotFound, QueueFull, TimedOut
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, StepRef
+from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Prioritised, StepRef
+from agent_exec.settings import read_settings
 from agent_exec.store import BlockingStore
 
 REQUEST = ExecutionRequest(agent_id="desk", query="What is 6 * 7?")
@@ -128,3 +131,46 @@ def test_another_tenants_execution_is_not_there(client: AgentExecClient) -> None
     for ask in (client.get, client.cancel, client.wait, lambda t, e: list(client.events(t, e))):
         with pytest.raises(NotFound):
             ask("globex", execution_id)
+
+
+def test_a_message_names_its_tenant_itself(client: AgentExecClient) -> None:
+    message = submission.message_of(REQUEST, tenant_id="globex")
+    assert client.submit(message) == message.execution_id
+    assert client.get("globex", message.execution_id).tenant_id == "globex"
+
+
+def test_many_of_whom_some_have_too_much_waiting(redis_url: str) -> None:
+    with AgentExecClient(redis_url, settings=read_settings(max_queued=2)) as client:
+        outcome = client.submit_many([REQUEST] * 3, tenant_id="acme")
+    assert [isinstance(one, str) for one in outcome] == [True, True, False]
+    assert isinstance(outcome[2], QueueFull)
+
+
+def test_an_error_that_is_no_answer_is_raised_when_the_others_are_stored(
+    client: AgentExecClient, store: BlockingStore
+) -> None:
+    store.redis.set(keys.queued("globex"), "not a set", ex=60)
+    messages = [submission.message_of(REQUEST, tenant_id=tenant_id) for tenant_id in ("globex", "acme")]
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        client.submit_many(messages)
+    assert client.get("acme", messages[1].execution_id).status == "pending"
+    assert store.run(fair_queue.depths())["agent_execution"].tenants["acme"].waiting == 1
+
+
+def test_an_execution_that_waits_can_be_made_more_urgent(client: AgentExecClient, store: BlockingStore) -> None:
+    first, second = [client.submit(REQUEST, tenant_id="acme") for _ in range(2)]
+    unknown = client.prioritise("acme", second, 9)
+    assert isinstance(unknown, Prioritised)
+    assert (unknown.priority, [hint.step for hint in unknown.queued]) == (5, ["prompt"]), "bounded by the smallest plan"
+    store.run(ledger.note_tenant(Tenant(tenant_id="acme", plan="enterprise"), keep_s=60))
+    changed = client.prioritise("acme", second, 9)
+    assert isinstance(changed, Prioritised)
+    assert changed.priority == 9
+    served = store.run(fair_queue.pop("agent_execution"))
+    assert isinstance(served, fair_queue.Delivery)
+    assert served.delivery.startswith(second), "it overtook the first"
+    assert client.get("acme", second).priority == 9
+    play_worker(store, second)
+    assert client.prioritise("acme", second, 1) == AlreadyOver("completed")
+    with pytest.raises(NotFound):
+        client.prioritise("globex", first, 1)

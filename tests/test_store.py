@@ -96,3 +96,36 @@ async def test_a_full_server_is_another_error(tmp_path: Path) -> None:
         blocking.redis.config_set("maxmemory", 0)
         assert blocking.run(write) == 1
         blocking.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("MISCONF Redis is configured to save RDB snapshots", StorageFull),
+        ("OOM command not allowed", StorageFull),
+        ("READONLY You can't write against a read only replica", StorageFull),
+        ("MASTERDOWN Link with MASTER is down", StorageFull),
+        ("NOREPLICAS Not enough good replicas to write", StorageFull),
+        ("LOADING Redis is loading the dataset in memory", StorageUnavailable),
+        ("BUSY Redis is busy running a script", StorageUnavailable),
+        ("UNBLOCKED force unblock from blocking operation", StorageUnavailable),
+        ("WRONGTYPE Operation against a key", redis.ResponseError),
+    ],
+)
+async def test_what_a_server_says_of_itself_is_an_error_of_ours(
+    async_store: Store, store: BlockingStore, tmp_path: Path, said: str, kind: type[Exception]
+) -> None:
+    (tmp_path / "refuses.lua").write_text(f'return redis.error_reply("{said}")\n')
+    refuses: Call[str] = Call(Script.load(tmp_path / "refuses.lua"), [], [], str)
+    with pytest.raises(kind):
+        await async_store.run(refuses)
+    with pytest.raises(kind):
+        store.run(refuses)
+
+
+async def test_what_is_on_its_way_is_finished_before_the_store_closes(redis_url: str, echo: Script) -> None:
+    closing = Store(redis_url)
+    asked = asyncio.create_task(closing.run(call(echo, "last")))
+    await asyncio.sleep(0)
+    await closing.aclose()
+    assert await asked == "last"

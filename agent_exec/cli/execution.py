@@ -1,4 +1,4 @@
-"""`show` and `cancel`: one execution, as it stands and to its end."""
+"""`show`, `cancel` and `prioritise`: one execution, as it stands, to its end, and sooner or later than others."""
 
 from __future__ import annotations
 
@@ -36,6 +36,26 @@ def cancel(execution_id: str, tenant_id: str, as_json: bool) -> None:
         click.echo(json.dumps({"execution_id": execution_id, "already_over": over}))
     elif over is None:
         click.echo(f"Execution '{execution_id}': its end is asked for; it ends as failed, with the code 'cancelled'.")
+    else:
+        click.echo(f"Execution '{execution_id}': had ended before, as {over}.")
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@click.option(
+    "--priority", type=click.IntRange(0, 9), required=True, help="9 is most urgent; the tenant's plan bounds it."
+)
+@tenant_option
+@json_option
+def prioritise(execution_id: str, priority: int, tenant_id: str, as_json: bool) -> None:
+    """Change how urgent an execution is; what of it waits already moves in its queue."""
+    with connected_client() as client:
+        answer = client.prioritise(tenant_id, execution_id, priority)
+    over, effective = (answer.status, None) if isinstance(answer, AlreadyOver) else (None, answer.priority)
+    if as_json:
+        click.echo(json.dumps({"execution_id": execution_id, "already_over": over, "priority": effective}))
+    elif over is None:
+        click.echo(f"Execution '{execution_id}': its priority is {effective} now.")
     else:
         click.echo(f"Execution '{execution_id}': had ended before, as {over}.")
 

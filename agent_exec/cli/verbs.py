@@ -29,6 +29,7 @@ VERBS = {
     "watch": Verb("watch", "Show the events of an execution as they come."),
     "show": Verb("execution", "Show where an execution stands, and its answer."),
     "cancel": Verb("execution", "Ask for the end of an execution."),
+    "prioritise": Verb("execution", "Change how urgent an execution is."),
     "why": Verb("why", "Explain why an execution is not further, and what to do."),
     "queues": Verb("queues", "Show what waits and what is in flight, by tenant."),
     "dead-letters": Verb("queues", "Show the messages that nobody will run, and why."),

@@ -95,6 +95,7 @@ if TYPE_CHECKING:  # what a checker needs to know of the model that is made belo
     class AgentOverrides(ContractModel):
         """Any fields of an agent's configuration; those given win over what Agent Management holds."""
 
+        agent_id: str | None = None
         limits: Limits | None = None
 
 else:
@@ -104,6 +105,16 @@ else:
         __doc__="Any fields of an agent's configuration; those given win over what Agent Management holds.",
         **{name: (field.rebuild_annotation() | None, None) for name, field in AgentConfig.model_fields.items()},
     )
+
+
+def must_be_of(agent_id: str, overrides: AgentOverrides) -> None:
+    """Refuse a configuration that names another agent than the one that is to run.
+
+    Raises:
+        ValueError: it does.
+    """
+    if overrides.agent_id not in (None, agent_id):
+        raise ValueError("agent_config.agent_id names another agent than agent_id")
 
 
 class Budget(ContractModel):

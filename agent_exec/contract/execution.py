@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
-from agent_exec.contract.agent import AgentOverrides
+from agent_exec.contract.agent import AgentOverrides, must_be_of
 from agent_exec.contract.completion import Usage
 from agent_exec.contract.message import Context, Metadata, Status, no_context
 from agent_exec.contract.model import (
@@ -34,6 +34,11 @@ class ExecutionRequest(ContractModel):
     metadata: Metadata = Field(default_factory=Metadata)
     priority: Priority = 5
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+
+    @model_validator(mode="after")
+    def _configures_the_agent_that_runs(self) -> Self:
+        must_be_of(self.agent_id, self.agent_config)
+        return self
 
 
 class ErrorDetail(ContractModel):

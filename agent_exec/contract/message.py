@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
-from agent_exec.contract.agent import AgentOverrides, Variables
+from agent_exec.contract.agent import AgentOverrides, Variables, must_be_of
 from agent_exec.contract.model import (
     MAX_HISTORY_MESSAGES,
     MAX_QUERY_CHARS,
@@ -94,3 +94,8 @@ class Message(ContractModel):
     priority: Priority = 5
     metadata: Metadata = Field(default_factory=Metadata)
     payload: Payload
+
+    @model_validator(mode="after")
+    def _configures_the_agent_that_runs(self) -> Self:
+        must_be_of(self.agent_id, self.payload.agent_config)
+        return self

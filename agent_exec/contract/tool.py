@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from agent_exec.contract.model import (
     AgentId,
@@ -20,6 +20,8 @@ from agent_exec.contract.model import (
 
 #: What a crash or a time-out may repeat: a `read` or an `idempotent` call yes, an `effect` no.
 Effect = Literal["read", "idempotent", "effect"]
+
+_JSON: TypeAdapter[JsonValue] = TypeAdapter(Json)
 
 
 def no_parameters() -> dict[str, JsonValue]:
@@ -50,6 +52,17 @@ class ToolCall(ContractModel):
     id: OpaqueId
     name: Annotated[str, Field(max_length=256)]
     arguments: Annotated[str, Field(max_length=256_000)]
+
+    def decoded_arguments(self) -> JsonValue:
+        """Return the JSON that the model wrote; an empty object where it wrote nothing.
+
+        Raises:
+            ValueError: it is no JSON, or none that may cross our borders: too deep, a lone surrogate, not finite.
+        """
+        try:
+            return _JSON.validate_json(self.arguments or "{}")
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from None
 
 
 class ToolExecution(ContractModel):

@@ -1,4 +1,5 @@
-"""The ledger's calls: accept, claim, renew, tell, record, join, wait, release, finish, cancel, due.
+"""The ledger's calls: accept, refuse, claim, renew, tell, record, join, wait, release, finish, cancel,
+prioritise, due.
 
 Owns the Python side of the scripts in `lua/`, one function a script, of the same name. Each call is safe to repeat after
 a lost reply, and each checks the tenant. Does not know Celery, or what a step does.
@@ -33,6 +34,7 @@ IDEMPOTENCY_MS = 86_400_000
 
 _LUA = Path(__file__).parent / "lua"
 _ACCEPT = Script.load(_LUA / "accept.lua")
+_REFUSE = Script.load(_LUA / "refuse.lua")
 _CLAIM = Script.load(_LUA / "claim.lua")
 _RENEW = Script.load(_LUA / "renew.lua")
 _TELL = Script.load(_LUA / "tell.lua")
@@ -42,6 +44,7 @@ _WAIT = Script.load(_LUA / "wait.lua")
 _RELEASE = Script.load(_LUA / "release.lua")
 _FINISH = Script.load(_LUA / "finish.lua")
 _CANCEL = Script.load(_LUA / "cancel.lua")
+_PRIORITISE = Script.load(_LUA / "prioritise.lua")
 _DUE = Script.load(_LUA / "due.lua")
 _LOOK = Script.load(_LUA / "look.lua")
 _NOTE_TENANT = Script.load(_LUA / "note_tenant.lua")
@@ -117,6 +120,14 @@ class AlreadyOver:
     """The execution had ended before the cancel came."""
 
     status: Literal["completed", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prioritised:
+    """The effective priority from here on; `queued` are the hints that wait with the old one."""
+
+    priority: int
+    queued: tuple[Hint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +212,16 @@ def accept(
             routing.UNKNOWN_PLAN,
         ],
         parse,
+    )
+
+
+def refuse(execution_id: str, *, celery_result: str, retention_s: int) -> Call[bool]:
+    """Keep the Celery result of a message that was not taken in; one that an execution stands for keeps its own."""
+    return Call(
+        _REFUSE,
+        [keys.celery_result(execution_id), keys.tenant_of(execution_id)],
+        [celery_result, retention_s * 1000],
+        bool,
     )
 
 
@@ -382,6 +403,44 @@ def cancel(tenant_id: str, execution_id: str) -> Call[CancelRequested | AlreadyO
         )
 
     return Call(_CANCEL, _keys(tenant_id, execution_id), [tenant_id, execution_id], parse)
+
+
+def prioritise(tenant_id: str, execution_id: str, *, wish: int) -> Call[Prioritised | AlreadyOver]:
+    """Change the caller's wish for an execution's priority, 0–9; the plan bounds it as ever.
+
+    Raises:
+        NotFound: (when run) this tenant has no such execution.
+    """
+
+    def parse(reply: list[Any]) -> Prioritised | AlreadyOver:
+        verdict = reply[0].decode()
+        if verdict == "gone":
+            raise not_found(execution_id)
+        if verdict != "changed":
+            return AlreadyOver(verdict)
+        _, agent, priority, *flat = reply
+        return Prioritised(
+            priority,
+            tuple(
+                Hint(
+                    tenant_id=tenant_id,
+                    agent_id=agent.decode(),
+                    execution_id=execution_id,
+                    step=step.decode(),
+                    priority=priority,
+                    label=str(fence),
+                    parent_id=parent.decode(),
+                )
+                for step, fence, parent in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+            ),
+        )
+
+    return Call(
+        _PRIORITISE,
+        [*_keys(tenant_id, execution_id), keys.tenant(tenant_id)],
+        [tenant_id, execution_id, wish, json.dumps(routing.priority_by_plan(wish)), routing.UNKNOWN_PLAN],
+        parse,
+    )
 
 
 def due() -> Call[Due]:

@@ -41,6 +41,11 @@ class ExecutionRecord:
         return int(self.fields["priority"])
 
     @property
+    def wish(self) -> int:
+        """The priority that the caller wishes for, 0–9: the message's, unless it was changed since."""
+        return int(self.fields["wish"]) if "wish" in self.fields else self.message.priority
+
+    @property
     def cancel_requested(self) -> bool:
         """Whether somebody asked for its end."""
         return "cancel_ms" in self.fields

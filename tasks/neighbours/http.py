@@ -119,7 +119,7 @@ class Neighbour:
 
 
 def _retry_after_s(header: str | None) -> float | None:
-    if header is None or not header.isdigit():
+    if header is None or not header.isdecimal():
         return None
     seconds = float(header)
     return seconds if seconds <= MAX_RETRY_AFTER_S else None

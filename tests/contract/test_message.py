@@ -62,6 +62,7 @@ def test_a_message_survives_being_stored() -> None:
         ("queue", "agent_execution:globex"),
         ("payload.model_base_url", "http://evil"),
         ("payload.agent_config.api_key", "sk-1"),
+        ("payload.agent_config.agent_id", "another"),
         ("payload.agent_config.max_output_tokens", -1),
         ("payload.agent_config.limits", {"max_turns": -1}),
         ("payload.agent_config.tools", ["t"] * 10_001),
@@ -145,3 +146,23 @@ def test_a_tool_result_may_follow_its_call() -> None:
 def test_context_of_the_callers_own_is_kept() -> None:
     message = submission.message_from(changed("payload.context", {"customer": {"tier": 3}}))
     assert message.payload.context.model_extra == {"customer": {"tier": 3}}
+
+
+def test_only_an_assistant_asks_for_tools() -> None:
+    said = {"role": "user", "content": "x", "tool_calls": [{"id": "1", "name": "w", "arguments": "{}"}]}
+    with pytest.raises(InvalidMessage, match="only an assistant message"):
+        submission.message_from(changed("payload.context.history", [said]))
+
+
+@pytest.mark.parametrize("junk", ["\ud800", {"\ud800": 1}])
+def test_text_that_is_no_unicode_is_refused(junk: Any) -> None:
+    with pytest.raises(InvalidMessage, match="no Unicode"):
+        submission.message_from(changed("payload.query", junk))
+
+
+def test_what_is_nested_beyond_any_measure_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(InvalidMessage, match="far too deep"):
+        submission.message_from(changed("payload.context", {"deep": deep}))

@@ -2,96 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
+import gzip
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
-from aiohttp import web
 
 from agent_exec.contract.operation import Embedding, Query
 from agent_exec.contract.tool import ToolError, ToolExecution, ToolResult
 from agent_exec.errors import AgentNotFound, NeighbourRefused, NeighbourUnavailable, TenantNotFound
+from tasks.neighbours import management, registry
 from tasks.neighbours.http import MAX_ANSWER_BYTES, Neighbour
 from tasks.neighbours.management import AgentManagement
 from tasks.neighbours.orchestrator import Orchestrator
 from tasks.neighbours.registry import ToolRegistry
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from tests.tasks.conftest import Handler, Played, drops, hangs, saying, text
 
 AGENT = {"agent_id": "desk", "provider": "openai", "model": "sandbox-1"}
 EXECUTION_ID = "6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"
-
-
-class Played:
-    """A neighbour whose next answers are in a list; the last one repeats."""
-
-    def __init__(self) -> None:
-        self.answers: list[Handler] = []
-        self.requests: list[tuple[str, str, dict[str, str], str]] = []
-        self.url = ""
-
-    async def serve(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append((request.method, request.path, dict(request.headers), await request.text()))
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return await answer(request)
-
-
-def saying(body: Any, *, status: int = 200, **headers: str) -> Handler:
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return web.json_response(body, status=status, headers={k.replace("_", "-"): v for k, v in headers.items()})
-
-    return answer
-
-
-def text(body: str, *, status: int = 200) -> Handler:
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return web.Response(text=body, status=status)
-
-    return answer
-
-
-async def hangs(_: web.Request) -> web.StreamResponse:
-    await asyncio.Event().wait()
-    raise AssertionError("the client waited")
-
-
-async def drops(request: web.Request) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
-
-
-@pytest.fixture
-async def played() -> AsyncIterator[Played]:
-    """The server."""
-    neighbour = Played()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", neighbour.serve)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert runner.addresses
-    neighbour.url = f"http://127.0.0.1:{runner.addresses[0][1]}/base/"
-    yield neighbour
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def neighbour(played: Played) -> AsyncIterator[Neighbour]:
-    """The connection to it."""
-    async with Neighbour("Tool Registry", played.url, token="secret", timeout_s=0.3) as opened:
-        yield opened
 
 
 async def test_a_request_carries_our_token_and_the_base_path(played: Played, neighbour: Neighbour) -> None:
     played.answers = [saying({})]
     answer = await neighbour.ask("GET", "/v1/x")
     assert (answer.status, answer.body) == (200, b"{}")
-    [(method, path, headers, _)] = played.requests
-    assert (method, path, headers["Authorization"]) == ("GET", "/base/v1/x", "Bearer secret")
+    [asked] = played.requests
+    assert (asked.method, asked.path, asked.headers["Authorization"]) == ("GET", "/base/v1/x", "Bearer secret")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +45,7 @@ async def test_what_may_pass_is_unavailable(played: Played, neighbour: Neighbour
     assert unavailable.value.neighbour == "Tool Registry"
 
 
-@pytest.mark.parametrize(("header", "expected"), [("20", 20.0), ("soon", None), ("999999", None)])
+@pytest.mark.parametrize(("header", "expected"), [("20", 20.0), ("soon", None), ("²", None), ("999999", None)])
 async def test_the_pause_that_is_asked_for_is_told(
     played: Played, neighbour: Neighbour, header: str, expected: float | None
 ) -> None:
@@ -148,39 +83,47 @@ async def test_an_answer_is_read_so_far_and_no_further(played: Played, neighbour
         await neighbour.ask("GET", "/v1/x")
 
 
+async def test_a_small_answer_that_unpacks_into_a_large_one_is_refused(played: Played, neighbour: Neighbour) -> None:
+    bomb = gzip.compress(b"0" * 50_000_000)
+    assert len(bomb) < MAX_ANSWER_BYTES / 10
+    played.answers = [text(bomb, Content_Encoding="gzip")]
+    with pytest.raises(NeighbourRefused, match=str(MAX_ANSWER_BYTES)):
+        await neighbour.ask("GET", "/v1/x")
+
+
 async def test_an_agents_configuration_is_cached_and_asked_for_anew_by_its_etag(
     played: Played, neighbour: Neighbour
 ) -> None:
-    management = AgentManagement(neighbour, ttl_s=0.0)
+    agents = AgentManagement(neighbour, ttl_s=0.0)
     played.answers = [saying(AGENT, ETag='"1"'), saying(None, status=304), saying(AGENT | {"model": "m2"}, ETag='"2"')]
-    assert (await management.agent("acme", "desk")).model == "sandbox-1"
-    assert (await management.agent("acme", "desk")).model == "sandbox-1"
-    assert (await management.agent("acme", "desk")).model == "m2"
-    assert [headers.get("If-None-Match") for _, _, headers, _ in played.requests] == [None, '"1"', '"1"']
+    assert (await agents.agent("acme", "desk")).model == "sandbox-1"
+    assert (await agents.agent("acme", "desk")).model == "sandbox-1"
+    assert (await agents.agent("acme", "desk")).model == "m2"
+    assert [asked.headers.get("If-None-Match") for asked in played.requests] == [None, '"1"', '"1"']
 
 
 async def test_within_its_time_a_configuration_is_not_asked_for(played: Played, neighbour: Neighbour) -> None:
-    management = AgentManagement(neighbour, ttl_s=60)
+    agents = AgentManagement(neighbour, ttl_s=60)
     played.answers = [saying(AGENT)]
     for _ in range(3):
-        await management.agent("acme", "desk")
+        await agents.agent("acme", "desk")
     assert len(played.requests) == 1
-    await management.agent("globex", "desk")
+    await agents.agent("globex", "desk")
     assert len(played.requests) == 2, "no entry serves two tenants"
-    management.forget()
-    await management.agent("acme", "desk")
+    agents.forget()
+    await agents.agent("acme", "desk")
     assert len(played.requests) == 3
 
 
 async def test_what_agent_management_does_not_know_is_an_error_that_says_what_to_do(
     played: Played, neighbour: Neighbour
 ) -> None:
-    management = AgentManagement(neighbour, ttl_s=60)
+    agents = AgentManagement(neighbour, ttl_s=60)
     played.answers = [saying({}, status=404)]
     with pytest.raises(AgentNotFound, match="check the id"):
-        await management.agent("acme", "desk")
+        await agents.agent("acme", "desk")
     with pytest.raises(TenantNotFound, match="create it"):
-        await management.tenant("acme")
+        await agents.tenant("acme")
 
 
 @pytest.mark.parametrize("answer", [saying({}, status=401), text("<html>"), saying({"agent_id": "desk"}), saying([])])
@@ -197,11 +140,24 @@ async def test_an_answer_that_is_no_use_is_refused(played: Played, neighbour: Ne
 
 
 async def test_tools_are_listed_and_cached(played: Played, neighbour: Neighbour) -> None:
-    registry = ToolRegistry(neighbour, ttl_s=60)
+    tools = ToolRegistry(neighbour, ttl_s=60)
     played.answers = [saying({"tools": [{"name": "clock"}]})]
     for _ in range(2):
-        [tool] = await registry.tools("acme", "desk")
+        [tool] = await tools.tools("acme", "desk")
     assert (tool.name, tool.effect, len(played.requests)) == ("clock", "effect", 1)
+
+
+async def test_what_is_cached_is_bounded_and_the_oldest_goes(
+    played: Played, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (management, registry):
+        monkeypatch.setattr(module, "MAX_CACHED", 2)
+    agents, tools = AgentManagement(neighbour, ttl_s=60), ToolRegistry(neighbour, ttl_s=60)
+    for ask, answer in ((agents.agent, saying(AGENT)), (tools.tools, saying({"tools": []}))):
+        played.answers, played.requests = [answer], []
+        for tenant_id in ("a", "b", "c", "c", "b", "a"):
+            await ask(tenant_id, "desk")
+        assert [asked.path.split("/")[4] for asked in played.requests] == ["a", "b", "c", "a"]
 
 
 CALL = ToolExecution(
@@ -233,10 +189,10 @@ async def test_what_a_tool_says_is_a_value(
     played.answers = [answer]
     said = await ToolRegistry(neighbour, ttl_s=60).execute("clock", CALL, idempotency_key="k", timeout_s=5)
     assert said == expected
-    [(method, path, headers, body)] = played.requests
-    assert (method, path) == ("POST", "/base/v1/tools/clock/execute")
-    assert (headers["Idempotency-Key"], headers["X-Tenant-Id"]) == ("k", "acme")
-    assert ToolExecution.model_validate_json(body) == CALL
+    [asked] = played.requests
+    assert (asked.method, asked.path) == ("POST", "/base/v1/tools/clock/execute")
+    assert (asked.headers["Idempotency-Key"], asked.headers["X-Tenant-Id"]) == ("k", "acme")
+    assert ToolExecution.model_validate_json(asked.body) == CALL
 
 
 async def test_the_orchestrators_operations(played: Played, neighbour: Neighbour) -> None:

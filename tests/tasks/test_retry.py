@@ -18,7 +18,7 @@ from tasks.retry import BASE_S, MAX_S, after_failure, backoff_s
 
 @pytest.mark.parametrize("error", [AgentNotFound("x"), ProviderAuth("x", provider="openai")])
 def test_an_error_that_no_retry_mends_fails_at_once(error: ExecutionError) -> None:
-    assert after_failure(error, retries=0, max_retries=5, partial="so far") == Fail(error, partial="so far")
+    assert after_failure(error, retries=0, max_retries=5) == Fail(error)
 
 
 @pytest.mark.parametrize(

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from agent_exec import events, submission
-from agent_exec.broker import fair_queue
+from agent_exec import events
 from agent_exec.contract.agent import AgentConfig, Tenant
 from agent_exec.contract.completion import CompletionResponse, Usage
-from agent_exec.contract.execution import ExecutionRequest, FinalResponse
+from agent_exec.contract.event import EventName
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.errors import AgentNotFound, NeighbourUnavailable
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed, StepRef
-from agent_exec.settings import Settings, read_settings
-from agent_exec.store import Store
+from agent_exec.script import Call
 from tasks.journal import Snapshot
-from tasks.leases import Leases
-from tasks.next_step import AskModel, CallTools, Finish, Join
-from tasks.step import Done, Step, run_step
+from tasks.next_step import AskModel, CallTools, Finish, Join, Retrieve
+from tasks.step import Done, Step
 from tasks.token_stream import MAX_CHARS, TokenStream
+from tests.tasks.conftest import Bench, raising, returning
 
 SNAPSHOT = Snapshot(
     config=AgentConfig(agent_id="desk", provider="openai", model="sandbox-1"), tenant=Tenant(tenant_id="acme")
@@ -36,63 +30,6 @@ ANSWER = CompletionResponse(
 )
 PREPARED = Done(SNAPSHOT.model_dump_json(), [], AskModel(1), snapshot=SNAPSHOT)
 ANSWERED = Done(ANSWER.model_dump_json(), [], Finish(ANSWER))
-
-Do = Callable[[Step], Awaitable[Done]]
-
-
-@dataclass
-class Bench:
-    """One execution, and the means to run its steps."""
-
-    store: Store
-    settings: Settings
-    leases: Leases
-    execution_id: str
-
-    async def run(self, step: str, do: Do) -> None:
-        resources = SimpleNamespace(store=self.store, settings=self.settings, leases=self.leases, worker="w")
-        ref = StepRef("acme", self.execution_id, step)
-        task: Any = SimpleNamespace(resources=resources, request=SimpleNamespace(id=f"{self.execution_id}.{step}"))
-        await run_step(task, ref, do)
-
-    async def logged(self) -> list[str]:
-        page = await self.store.run(events.read("acme", self.execution_id))
-        return [event.name for event in page.events]
-
-    async def response(self) -> FinalResponse:
-        record = await self.store.run(ledger.look("acme", self.execution_id))
-        assert record.response is not None, record.fields
-        return record.response
-
-    async def waiting(self, family: str = "agent_execution") -> int:
-        return (await self.store.run(fair_queue.depths()))[family].waiting
-
-
-@pytest.fixture
-async def bench(async_store: Store) -> AsyncIterator[Bench]:
-    """An accepted execution under short leases."""
-    settings = read_settings(lease_s=1.0, heartbeat_s=0.02, max_attempts=2, max_retries=1)
-    leases = Leases(async_store, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s)
-    beating = asyncio.create_task(leases.beat())
-    message = submission.message_of(ExecutionRequest(agent_id="desk", query="6 * 7?"), tenant_id="acme")
-    await async_store.run(submission.store(message, open_retention_s=3_600, max_queued=10_000))
-    yield Bench(async_store, settings, leases, message.execution_id)
-    beating.cancel()
-    await asyncio.gather(beating, return_exceptions=True)
-
-
-def returning(done: Done) -> Do:
-    async def do(_: Step) -> Done:
-        return done
-
-    return do
-
-
-def raising(error: BaseException) -> Do:
-    async def do(_: Step) -> Done:
-        raise error
-
-    return do
 
 
 async def never(_: Step) -> Done:
@@ -130,8 +67,7 @@ async def test_a_passing_error_waits_in_the_ledger_and_then_fails(bench: Bench) 
     assert (await bench.logged())[-1] == "agent_execution_progress"
     record = await bench.store.run(ledger.look("acme", bench.execution_id))
     assert '"state":"waiting"' in record.steps["prompt"]
-    while not (await bench.store.run(ledger.due())).hints:
-        await asyncio.sleep(0.01)
+    await bench.become_due()
     await bench.run("prompt", raising(away))
     final = await bench.response()
     assert final.error is not None
@@ -157,7 +93,8 @@ async def test_a_cancel_stops_a_running_step_and_keeps_what_it_had_said(bench: B
     await bench.run("prompt", returning(PREPARED))
 
     async def stream(step: Step) -> Done:
-        step.partial = lambda: "forty"
+        step.tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1_000)
+        await step.tokens.put("forty")
         await bench.store.run(ledger.cancel("acme", bench.execution_id))
         return await never(step)
 
@@ -165,6 +102,7 @@ async def test_a_cancel_stops_a_running_step_and_keeps_what_it_had_said(bench: B
     final = await bench.response()
     assert final.error is not None
     assert (final.error.code, final.output.text) == ("cancelled", "forty")
+    assert await bench.logged() == ["agent_execution_started", "agent_response_token", "agent_execution_failed"]
 
 
 async def test_a_cancelled_execution_is_not_begun(bench: Bench) -> None:
@@ -197,11 +135,8 @@ async def test_leases_are_renewed_while_a_step_runs(bench: Bench) -> None:
     assert record.result("prompt") is not None
 
 
-async def test_the_deadline_ends_a_step_that_hangs(async_store: Store, bench: Bench) -> None:
-    request = ExecutionRequest(agent_id="desk", query="6 * 7?", deadline_s=0.2)
-    message = submission.message_of(request, tenant_id="acme")
-    await async_store.run(submission.store(message, open_retention_s=3_600, max_queued=10_000))
-    bench.execution_id = message.execution_id
+async def test_the_deadline_ends_a_step_that_hangs(bench: Bench) -> None:
+    await bench.accept(deadline_s=0.2)
     await asyncio.wait_for(bench.run("prompt", never), 5)
     final = await bench.response()
     assert final.error is not None
@@ -218,7 +153,8 @@ async def test_a_timeout_of_a_steps_own_is_not_the_deadline(bench: Bench) -> Non
 async def test_a_step_that_kills_its_workers_is_poisoned(bench: Bench) -> None:
     ref = StepRef("acme", bench.execution_id, "prompt")
     for _ in range(bench.settings.max_attempts):
-        assert isinstance(await bench.store.run(ledger.claim(ref, lease_s=0, worker="dies")), Claimed)
+        claim = await bench.store.run(ledger.claim(ref, lease_s=0, worker="dies"))
+        assert isinstance(claim, Claimed)
     await bench.run("prompt", raising(AssertionError("begun")))
     final = await bench.response()
     assert final.error is not None
@@ -292,3 +228,157 @@ async def test_tokens_outlast_an_outage_and_are_told_once(bench: Bench, redis_se
         return PREPARED
 
     await asyncio.wait_for(bench.run("prompt", stream), 10)
+
+
+async def test_a_worker_that_stops_hands_its_steps_back(bench: Bench) -> None:
+    running = asyncio.create_task(bench.run("prompt", never))
+    while '"state":"running"' not in (await bench.record()).steps["prompt"]:
+        await asyncio.sleep(0.01)
+    bench.leases.hand_back()
+    bench.leases.hand_back()
+    await asyncio.wait_for(running, 5)
+    again = await bench.store.run(ledger.claim(bench.ref("prompt"), lease_s=1, worker="w2"))
+    assert isinstance(again, Claimed)
+    assert again.attempt == 1
+
+
+async def test_a_task_that_is_cancelled_and_stopped_at_once_ends_as_cancelled(bench: Bench) -> None:
+    running = asyncio.create_task(bench.run("prompt", never))
+    while '"state":"running"' not in (await bench.record()).steps["prompt"]:
+        await asyncio.sleep(0.01)
+    bench.leases.hand_back()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_steps_go_on_while_leases_cannot_be_renewed(bench: Bench, redis_server: EmbeddedServer) -> None:
+    async def outlast(step: Step) -> Done:
+        redis_server.kill()
+        await asyncio.sleep(0.1)
+        redis_server.restart()
+        await asyncio.sleep(0.1)
+        return PREPARED
+
+    await asyncio.wait_for(bench.run("prompt", outlast), 10)
+    assert (await bench.record()).result("prompt") is not None
+
+
+async def test_a_step_that_is_late_before_it_begins_is_not_begun(bench: Bench) -> None:
+    await bench.accept(deadline_s=0.01)
+    await asyncio.sleep(0.02)
+    await bench.run("prompt", raising(AssertionError("begun")))
+    final = await bench.response()
+    assert final.error is not None
+    assert final.error.code == "timed_out"
+
+
+async def test_an_answer_that_is_not_of_the_agents_form_fails_and_is_paid(bench: Bench) -> None:
+    config = SNAPSHOT.config.model_copy(update={"response_format": {"type": "object"}})
+    fixed = SNAPSHOT.model_copy(update={"config": config})
+    await bench.run("prompt", returning(Done(fixed.model_dump_json(), [], AskModel(1), snapshot=fixed)))
+    await bench.run("completion.1", returning(ANSWERED))
+    final = await bench.response()
+    assert final.error is not None
+    assert (final.error.code, final.output.text, final.usage.total_tokens) == ("output_invalid", "42", 3)
+
+
+async def test_retrieval_is_a_step_of_its_own(bench: Bench) -> None:
+    await bench.run("prompt", returning(Done(SNAPSHOT.model_dump_json(), [], Retrieve(), snapshot=SNAPSHOT)))
+    await bench.run("operation.query", returning(Done('{"documents":[]}', [], AskModel(1))))
+    assert '"state":"queued"' in (await bench.record()).steps["completion.1"]
+    assert await bench.waiting() == 2
+
+
+@pytest.mark.parametrize("done", [PREPARED, Done("null", [], Finish(ANSWER), snapshot=SNAPSHOT)])
+async def test_what_an_overtaken_step_comes_to_is_refused_and_sends_nothing(bench: Bench, done: Done) -> None:
+    if isinstance(done.next, Finish):
+        await bench.run("prompt", returning(PREPARED))
+    step = "completion.1" if isinstance(done.next, Finish) else "prompt"
+    before, waiting = await bench.logged(), await bench.waiting()
+
+    async def overtaken(running: Step) -> Done:
+        await bench.store.run(ledger.release(running.claim.hold))
+        again = await bench.store.run(ledger.claim(running.ref, lease_s=60, worker="other"))
+        assert isinstance(again, Claimed)
+        return done
+
+    await bench.run(step, overtaken)
+    assert (await bench.logged(), await bench.waiting()) == (before, waiting)
+
+
+async def test_an_event_is_told_at_once(bench: Bench) -> None:
+    async def telling(step: Step) -> Done:
+        await step.tell(EventName.PROGRESS, "{}")
+        assert (await bench.logged())[-1] == "agent_execution_progress"
+        return PREPARED
+
+    await bench.run("prompt", telling)
+
+
+async def test_a_fault_in_mid_stream_keeps_what_was_said(bench: Bench) -> None:
+    await bench.run("prompt", returning(PREPARED))
+
+    async def breaks(step: Step) -> Done:
+        step.tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1_000)
+        await step.tokens.put("forty")
+        raise ZeroDivisionError
+
+    await bench.run("completion.1", breaks)
+    final = await bench.response()
+    told = [json.loads(event.json)["token"] for event in await bench.events() if event.name == "agent_response_token"]
+    assert ("".join(told), final.output.text) == ("forty", "forty")
+
+
+async def test_a_piece_without_an_answer_is_told_again_by_the_last_words(
+    bench: Bench, redis_server: EmbeddedServer
+) -> None:
+    async def stream(step: Step) -> Done:
+        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=0)
+        redis_server.kill()
+        await tokens.put("one ")
+        await tokens.put("two ")
+        redis_server.restart()
+        assert await tokens.rest() == "two "
+        told = [json.loads(e.json)["token"] for e in await bench.events() if e.name == "agent_response_token"]
+        assert told == ["one "]
+        return PREPARED
+
+    await asyncio.wait_for(bench.run("prompt", stream), 10)
+
+
+async def test_a_slow_log_gathers_longer_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stream(step: Step) -> Done:
+        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1)
+        slow, run = asyncio.Event(), bench.store.run
+
+        async def slowly(call: Call[str]) -> str:
+            await slow.wait()
+            return await run(call)
+
+        monkeypatch.setattr(bench.store, "run", slowly)
+        for number in range(20):
+            await tokens.put(f"{number} ")
+            await asyncio.sleep(0.002)
+        slow.set()
+        monkeypatch.setattr(bench.store, "run", run)
+        rest = await tokens.rest()
+        told = [json.loads(e.json)["token"] for e in await bench.events() if e.name == "agent_response_token"]
+        assert len(told) == 1
+        assert "".join(told) + rest == tokens.text
+        return PREPARED
+
+    await bench.run("prompt", stream)
+
+
+async def test_a_tick_with_nothing_to_tell_tells_nothing(bench: Bench) -> None:
+    async def stream(step: Step) -> Done:
+        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=200)
+        await tokens.put("a")  # winds the clock
+        await tokens.put("x" * MAX_CHARS)  # told at once
+        while tokens._timer is not None:
+            await asyncio.sleep(0.01)
+        assert await bench.logged() == ["agent_execution_started", "agent_response_token"]
+        return PREPARED
+
+    await bench.run("prompt", stream)

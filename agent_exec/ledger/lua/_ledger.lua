@@ -1,7 +1,7 @@
 -- Shared by the ledger's scripts. Each takes the same five keys:
 --   KEYS[1] execution  HASH    KEYS[2] streaming STREAM    KEYS[3] outbox ZSET
 --   KEYS[4] outbox wake LIST   KEYS[5] pending ZSET
--- Fields of an execution: v, tenant, agent, task, global, message, digest, priority, status, created_ms, started_ms,
+-- Fields of an execution: v, tenant, agent, task, global, message, digest, priority, wish (if changed), status, created_ms, started_ms,
 -- finished_ms, cancel_ms, deadline_ms, sequence, notified, acked, response; and, for each step,
 --   step:<name>    JSON {state: queued|waiting|running|done, fence, lease_ms, attempts, retries, parent, worker,
 --                  due_ms (while waiting)}

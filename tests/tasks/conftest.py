@@ -1,0 +1,200 @@
+"""What tests of steps stand on: one execution with a real ledger, and a neighbour that answers as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from agent_exec import events, submission
+from agent_exec.broker import fair_queue
+from agent_exec.contract.execution import ExecutionRequest, FinalResponse
+from agent_exec.contract.message import Message
+from agent_exec.events import LoggedEvent
+from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import StepRef
+from agent_exec.ledger.record import ExecutionRecord
+from agent_exec.settings import Settings, read_settings
+from agent_exec.store import Store
+from tasks.leases import Leases
+from tasks.neighbours.http import Neighbour
+from tasks.step import Done, Step, run_step
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Do = Callable[[Step], Awaitable[Done]]
+
+
+@dataclass
+class Bench:
+    """One execution, and the means to run its steps; `others` is what steps work with beside the store."""
+
+    store: Store
+    settings: Settings
+    leases: Leases
+    execution_id: str = ""
+    others: dict[str, Any] = field(default_factory=dict)
+
+    async def accept(self, **request: Any) -> Message:
+        """Accept an execution, and work on it from here on."""
+        asked = ExecutionRequest.model_validate({"agent_id": "desk", "query": "6 * 7?", **request})
+        message = submission.message_of(asked, tenant_id="acme")
+        await self.store.run(submission.store(message, open_retention_s=3_600, max_queued=10_000))
+        self.execution_id = message.execution_id
+        return message
+
+    async def run(self, step: str, do: Do) -> None:
+        """Do what a hint for `step` would start."""
+        resources = SimpleNamespace(
+            store=self.store, settings=self.settings, leases=self.leases, worker="w", **self.others
+        )
+        task: Any = SimpleNamespace(resources=resources, request=SimpleNamespace(id=f"{self.execution_id}.{step}"))
+        await run_step(task, self.ref(step), do)
+
+    async def become_due(self) -> None:
+        """Wait until a waiting step's time has come."""
+        while not (await self.store.run(ledger.due())).hints:
+            await asyncio.sleep(0.01)
+
+    def ref(self, step: str) -> StepRef:
+        """Name a step of the execution."""
+        return StepRef("acme", self.execution_id, step)
+
+    async def record(self) -> ExecutionRecord:
+        """Read the execution."""
+        return await self.store.run(ledger.look("acme", self.execution_id))
+
+    async def events(self) -> list[LoggedEvent]:
+        """Read its events."""
+        return (await self.store.run(events.read("acme", self.execution_id))).events
+
+    async def logged(self) -> list[str]:
+        """Return the names of its events."""
+        return [event.name for event in await self.events()]
+
+    async def response(self) -> FinalResponse:
+        """Return the final response, which has to be there."""
+        record = await self.record()
+        assert record.response is not None, record.fields
+        return record.response
+
+    async def waiting(self, family: str = "agent_execution") -> int:
+        """Count the hints that wait in a family."""
+        return (await self.store.run(fair_queue.depths()))[family].waiting
+
+
+@pytest.fixture
+async def bench(async_store: Store) -> AsyncIterator[Bench]:
+    """An accepted execution under short leases."""
+    settings = read_settings(lease_s=1.0, heartbeat_s=0.02, max_attempts=2, max_retries=1)
+    leases = Leases(async_store, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s)
+    beating = asyncio.create_task(leases.beat())
+    ready = Bench(async_store, settings, leases)
+    await ready.accept()
+    yield ready
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+
+
+def returning(done: Done) -> Do:
+    """Return a step that comes to `done`."""
+
+    async def do(_: Step) -> Done:
+        return done
+
+    return do
+
+
+def raising(error: BaseException) -> Do:
+    """Return a step that fails."""
+
+    async def do(_: Step) -> Done:
+        raise error
+
+    return do
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that a played neighbour got."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: str
+
+
+class Played:
+    """A neighbour whose next answers are in a list; the last one repeats."""
+
+    def __init__(self) -> None:
+        self.answers: list[Handler] = []
+        self.requests: list[Asked] = []
+        self.url = ""
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(Asked(request.method, request.path, dict(request.headers), await request.text()))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return await answer(request)
+
+
+def saying(body: Any, *, status: int = 200, **headers: str) -> Handler:
+    """Return an answer in JSON."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    return answer
+
+
+def text(body: str | bytes, *, status: int = 200, **headers: str) -> Handler:
+    """Return an answer as it is given."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(
+            body=body.encode() if isinstance(body, str) else body,
+            status=status,
+            headers={k.replace("_", "-"): v for k, v in headers.items()},
+        )
+
+    return answer
+
+
+async def hangs(_: web.Request) -> web.StreamResponse:
+    """Answer never."""
+    await asyncio.Event().wait()
+    raise AssertionError("the client waited")
+
+
+async def drops(request: web.Request) -> web.StreamResponse:
+    """Cut the connection."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+@pytest.fixture
+async def played() -> AsyncIterator[Played]:
+    """The server."""
+    neighbour = Played()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", neighbour.serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert runner.addresses
+    neighbour.url = f"http://127.0.0.1:{runner.addresses[0][1]}/base/"
+    yield neighbour
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def neighbour(played: Played) -> AsyncIterator[Neighbour]:
+    """The connection to it."""
+    async with Neighbour("Tool Registry", played.url, token="secret", timeout_s=0.3) as opened:
+        yield opened

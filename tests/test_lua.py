@@ -1,0 +1,69 @@
+"""Guards on the house: each Lua script says what it is, and has a Python twin of its name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path for top in ("agent_exec", "notifier") for path in (ROOT / top).rglob("*.lua"))
+SCRIPTS = [path for path in FILES if not path.name.startswith("_")]
+SHARED = [path for path in FILES if path.name.startswith("_")]
+#: Scripts whose twin bears another name: `list` would hide Python's own.
+RENAMED = {"list": "list_executions"}
+
+
+def named(paths: list[Path]) -> list[object]:
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
+
+
+def header(path: Path) -> str:
+    lines = path.read_text().splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("--") or line.startswith("-- include"))
+    return "\n".join(lines[:end])
+
+
+def functions(module: Path) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.parse(module.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def loaders(path: Path) -> dict[Path, str]:
+    """The modules beside a script's folder, and above them, that load it; and the constant that each keeps it in."""
+    home = path.parent.parent
+    beside = [*home.glob("*.py"), *(home.parent.glob("*.py") if home.parent != ROOT else [])]
+    found = {module: re.search(rf'(\w+) = Script\.load\(.*"{path.name}"\)', module.read_text()) for module in beside}
+    return {module: match[1] for module, match in found.items() if match is not None}
+
+
+def test_there_are_scripts() -> None:
+    assert len(SCRIPTS) > 30, "else this file guards nothing"
+
+
+@pytest.mark.parametrize("path", named(SCRIPTS))
+def test_a_script_says_what_it_takes_and_returns(path: Path) -> None:
+    said = header(path)
+    assert re.match(r"-- [A-Z].*[.:]", said), "its first line says what it does"
+    assert re.search(r"^-- KEYS", said, re.MULTILINE)
+    assert re.search(r"^-- Returns ", said, re.MULTILINE)
+    if "ARGV" in path.read_text().removeprefix(said):
+        assert "ARGV" in said
+
+
+@pytest.mark.parametrize("path", named(SHARED))
+def test_a_shared_file_says_what_it_is_and_is_included(path: Path) -> None:
+    assert header(path)
+    users = [other for other in FILES if f"-- include: {path.name}" in other.read_text()]
+    assert len([user for user in users if user.parent == path.parent]) > 1, "else it belongs into its one user"
+
+
+@pytest.mark.parametrize("path", named(SCRIPTS))
+def test_a_script_has_one_twin_of_its_name(path: Path) -> None:
+    [(module, constant)] = loaders(path).items()
+    assert constant.removeprefix("_").lower() == path.stem
+    twin = functions(module)[RENAMED.get(path.stem, path.stem)]
+    assert constant in {node.id for node in ast.walk(twin) if isinstance(node, ast.Name)}, "and the twin runs it"
+    assert ast.get_docstring(twin)
+    assert len(twin.args.posonlyargs + twin.args.args) <= 2
