@@ -6,7 +6,15 @@ import importlib
 import sys
 
 #: Each is a module with `run()`; its docstring says what is compared with what.
-NAMES = ["whole_service", "provider_stream"]
+NAMES = [
+    "whole_service",
+    "provider_stream",
+    "hint_cost",
+    "quiet_tenant",
+    "streams",
+    "chain_step",
+    "simulation",
+]
 
 
 def main() -> None:

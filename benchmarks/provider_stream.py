@@ -1,6 +1,6 @@
 """CPU per streamed token: our provider against the loop over chunks that its SDK offers.
 
-    python -m benchmarks.provider_stream [--gap-ms 20]
+    python -m benchmarks.provider_stream [--gap-ms 20] [--calls 200] [--rounds 3]
 
 Both ask the same server, in a process of its own whose CPU is not counted, in turns within one run; the ratios are what
 counts. Without a gap all tokens come in a burst; with one, each in a packet of its own. Owns nothing of the service.
@@ -13,8 +13,9 @@ import asyncio
 import json
 import multiprocessing
 import statistics
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,7 +31,7 @@ from providers.provider import Finished, Text
 TOKENS = 200
 AT_ONCE = 50
 CALLS = 200
-ROUNDS = 5
+ROUNDS = 3
 #: Paced streams take as long as they take: fewer of them, all at once.
 PACED_CALLS, PACED_ROUNDS = 50, 2
 
@@ -161,19 +162,22 @@ async def measure(port: int, *, calls: int, rounds: int) -> None:
         await client.close()
 
 
-def main() -> None:
+def run(arguments: Sequence[str] = ()) -> None:
     """Start the server, measure, stop it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gap-ms", type=float, default=0.0, help="between two tokens; 0: all in a burst")
-    gap_s = parser.parse_args().gap_ms / 1_000
+    parser.add_argument("--calls", type=int, help=f"a round; {CALLS}, or {PACED_CALLS} with a gap")
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or {PACED_ROUNDS} with a gap")
+    options = parser.parse_args(arguments)
+    gap_s = options.gap_ms / 1_000
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     server = spawn.Process(target=serve_apart, args=(there, gap_s), daemon=True)
     server.start()
     calls, rounds = (PACED_CALLS, PACED_ROUNDS) if gap_s else (CALLS, ROUNDS)
-    asyncio.run(measure(here.recv(), calls=calls, rounds=rounds))
+    asyncio.run(measure(here.recv(), calls=options.calls or calls, rounds=options.rounds or rounds))
     server.terminate()
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1:])

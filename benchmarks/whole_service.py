@@ -5,35 +5,34 @@ An execution is two turns, one tool call and 100 tokens 50 ms apart. The two run
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import psutil
+from collections.abc import Callable, Iterator, Sequence
 
 from agent_exec import AgentExecClient, ExecutionRequest
-from agent_exec.embedded import EmbeddedServer
+from agent_exec.embedded import free_port
+from benchmarks import processes
 from benchmarks.wire import TOKENS
 
-EXECUTIONS = 60
-ROUNDS = 3
-GAP_S = 0.05
-PORT = 8931
-#: What the model itself takes: the chunks of both turns, each after a gap.
-MODEL_S = GAP_S * (9 + TOKENS + 4)
+#: Chunks beside the tokens that the model sends in both turns, each after a gap.
+OTHER_CHUNKS = 13
+
+#: What each process has used so far, in seconds of CPU.
+Meters = dict[str, Callable[[], float]]
 
 
-def run() -> None:
+def run(arguments: Sequence[str] = ()) -> None:
     """Print the medians and the ratio."""
-    with tempfile.TemporaryDirectory() as directory, _service(Path(directory)) as (client, processes):
-        _ours(client, processes, 2)  # warm
-        pairs = [(_ours(client, processes, EXECUTIONS), _bare(EXECUTIONS)) for _ in range(ROUNDS)]
+    options = _options(arguments)
+    executions, port = options.executions, free_port()
+    with _service(port, gap_s=options.gap_s) as (client, meters):
+        _ours(client, meters, 2)  # warm
+        pairs = [(_ours(client, meters, executions), _bare(port, executions)) for _ in range(options.rounds)]
     ours = [pair[0] for pair in pairs]
     for name in ("worker", "redis"):
         print(f"  {name:<8} {statistics.median(one[name] for one in ours) * 1e3:7.2f} ms CPU an execution")
@@ -41,15 +40,16 @@ def run() -> None:
     ratios = [(one["worker"] + one["redis"]) / bare["cpu"] for one, bare in pairs]
     print(f"  ratio    {statistics.median(ratios):7.2f}    (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
     added = statistics.median(one["wall"] for one in ours) - statistics.median(bare["wall"] for _, bare in pairs)
+    model_s = options.gap_s * (TOKENS + OTHER_CHUNKS)
     print(
-        f"  {EXECUTIONS} at once take {added * 1e3:+.0f} ms against the bare loop, of {MODEL_S:.1f} s of the model's own"
+        f"  {executions} at once take {added * 1e3:+.0f} ms against the bare loop, of {model_s:.1f} s of the model's own"
     )
 
 
 @contextlib.contextmanager
-def _service(directory: Path) -> Iterator[tuple[AgentExecClient, dict[str, psutil.Process]]]:
-    with EmbeddedServer(directory / "redis") as redis, contextlib.ExitStack() as stack:
-        address = f"http://127.0.0.1:{PORT}"
+def _service(port: int, *, gap_s: float) -> Iterator[tuple[AgentExecClient, Meters]]:
+    with processes.server() as redis:
+        address = f"http://127.0.0.1:{port}"
         env = {
             "AGENT_EXEC_REDIS_URL": redis.url,
             "AGENT_EXEC_TOOL_REGISTRY_URL": address,
@@ -57,20 +57,15 @@ def _service(directory: Path) -> Iterator[tuple[AgentExecClient, dict[str, psuti
             "OPENAI_API_KEY": "x",
             "AGENT_EXEC_LOG_LEVEL": "WARNING",
         }
-        _start(stack, ["-m", "benchmarks.wire", "--port", str(PORT), "--gap", str(GAP_S)], {})
-        worker = _start(stack, ["-m", "celery", "-A", "tasks", "worker", "--loglevel", "WARNING"], env)
-        with AgentExecClient(redis.url) as client:
-            yield client, {"worker": psutil.Process(worker.pid), "redis": psutil.Process(redis.pid)}
+        with (
+            processes.process(["-m", "benchmarks.wire", "--port", str(port), "--gap", str(gap_s)]),
+            processes.process(processes.celery("tasks", "worker", "--loglevel", "WARNING"), env=env) as worker,
+            AgentExecClient(redis.url) as client,
+        ):
+            yield client, {"worker": lambda: worker.cpu_s, "redis": lambda: redis.cpu_s}
 
 
-def _start(stack: contextlib.ExitStack, arguments: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, *arguments], env={"PATH": "/usr/bin:/bin", **env})
-    stack.callback(process.wait)
-    stack.callback(process.terminate)
-    return process
-
-
-def _ours(client: AgentExecClient, processes: dict[str, psutil.Process], executions: int) -> dict[str, float]:
+def _ours(client: AgentExecClient, meters: Meters, executions: int) -> dict[str, float]:
     request = ExecutionRequest.model_validate(
         {
             "agent_id": "weather",
@@ -83,24 +78,31 @@ def _ours(client: AgentExecClient, processes: dict[str, psutil.Process], executi
             },
         }
     )
-    before = {name: _cpu_s(process) for name, process in processes.items()}
+    before = {name: used_s() for name, used_s in meters.items()}
     began = time.perf_counter()
     ids = client.submit_many([request] * executions, tenant_id="bench")
     for execution_id in ids:
         final = client.wait("bench", str(execution_id), timeout_s=120)
         assert final.status == "completed", final.error
-    used = {name: (_cpu_s(process) - before[name]) / executions for name, process in processes.items()}
+    used = {name: (used_s() - before[name]) / executions for name, used_s in meters.items()}
     return used | {"wall": time.perf_counter() - began}
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def _bare(executions: int) -> dict[str, float]:
+def _bare(port: int, executions: int) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bare_loop", str(PORT), str(executions)], check=True, capture_output=True
+        [sys.executable, "-m", "benchmarks.bare_loop", str(port), str(executions)], check=True, capture_output=True
     )
     told = json.loads(done.stdout)
     return {"cpu": told["cpu_s"] / executions, "wall": told["wall_s"]}
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--executions", type=int, default=60, help="at once")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gap-s", type=float, default=0.05, help="between two tokens")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

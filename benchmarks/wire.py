@@ -1,20 +1,23 @@
 """The peers' and our common model: an OpenAI-compatible stream and a tool registry, as light as ASGI allows.
 
-The first turn asks for one tool; the next one answers with `TOKENS` tokens, `--gap` seconds apart.
-`python -m benchmarks.wire --port N --gap 0.05`.
+Who offers tools is asked for one in the first turn; any other turn is `TOKENS` tokens, `--gap` seconds apart. `/streams`
+says how many streams are open; after `/hold/N` none begins before N are. `python -m benchmarks.wire --port N --gap 0.05`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
 
 TOKENS = 100
+#: A model of this name answers without a gap.
+QUICK = b'"quick"'
 TOOL = {
     "name": "get_weather",
     "description": "The weather of a city.",
@@ -66,6 +69,9 @@ class Wire:
 
     def __init__(self, gap_s: float) -> None:
         self._gap_s = gap_s
+        self._open = 0
+        self._hold = 0
+        self._enough = asyncio.Event()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Serve one request."""
@@ -74,19 +80,38 @@ class Wire:
             return
         body = await _body(receive)
         if scope["path"].endswith("/chat/completions"):
-            await self._stream(TEXT_TURN if b'"tool_call_id"' in body else TOOL_TURN, send)
+            turn = TOOL_TURN if b'"tools"' in body and b'"tool_call_id"' not in body else TEXT_TURN
+            with self._counted():
+                await self._enough.wait()
+                await self._stream(turn, send, gap_s=0 if QUICK in body else self._gap_s)
         elif scope["path"].endswith("/execute"):
             await _json(send, {"result": "sunny"})
         elif scope["path"].endswith("/tools"):
             await _json(send, {"tools": [TOOL]})
+        elif scope["path"].startswith("/hold/"):
+            self._hold = int(scope["path"].removeprefix("/hold/"))
+            self._enough.clear()
+            await _json(send, {"hold": self._hold})
+        elif scope["path"] == "/streams":
+            await _json(send, {"open": self._open})
         else:
             await _json(send, {}, status=404)
 
-    async def _stream(self, turn: list[bytes], send: Send) -> None:
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._open += 1
+        if self._open >= self._hold:
+            self._enough.set()
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    async def _stream(self, turn: list[bytes], send: Send, *, gap_s: float) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         for piece in turn:
-            if self._gap_s:
-                await asyncio.sleep(self._gap_s)
+            if gap_s:
+                await asyncio.sleep(gap_s)
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
@@ -100,7 +125,7 @@ async def _live(receive: Any, send: Send) -> None:
 
 
 async def _body(receive: Any) -> bytes:
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         body += message.get("body", b"")
