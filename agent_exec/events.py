@@ -76,25 +76,29 @@ def read(tenant_id: str, execution_id: str, *, after: int = 0, limit: int = READ
     def parse(reply: list[Any]) -> Page:
         if not reply:
             raise not_found(execution_id)
-        texts = [text.decode() for text in reply]
-        task_id, global_task_id, status, last_sequence, *flat = texts
-        events = [
-            LoggedEvent(int(sequence), name, int(at_ms), data)
-            for sequence, name, at_ms, data in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
-        ]
-        return Page(
-            tenant_id=tenant_id,
-            execution_id=execution_id,
-            task_id=task_id,
-            global_task_id=global_task_id or None,
-            is_over=status in ("completed", "failed"),
-            last_sequence=int(last_sequence),
-            events=events,
-        )
+        return page_of(tenant_id, execution_id, reply)
 
     return Call(
         _READ,
         [keys.execution(tenant_id, execution_id), keys.streaming(tenant_id, execution_id)],
         [tenant_id, after, limit],
         parse,
+    )
+
+
+def page_of(tenant_id: str, execution_id: str, reply: list[Any]) -> Page:
+    """Return the page that a script's reply holds: task, global task, status, last sequence, then four an event."""
+    task_id, global_task_id, status, last_sequence = [text.decode() for text in reply[:4]]
+    events = [
+        LoggedEvent(int(sequence), name.decode(), int(at_ms), data.decode())
+        for sequence, name, at_ms, data in zip(reply[4::4], reply[5::4], reply[6::4], reply[7::4], strict=True)
+    ]
+    return Page(
+        tenant_id=tenant_id,
+        execution_id=execution_id,
+        task_id=task_id,
+        global_task_id=global_task_id or None,
+        is_over=status in ("completed", "failed"),
+        last_sequence=int(last_sequence),
+        events=events,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_exec import keys
-from agent_exec.events import LoggedEvent, Page
+from agent_exec.events import Page, page_of
 from agent_exec.script import Call, Script
 from notifier.protocol import Ack, Position
 
@@ -137,20 +137,8 @@ def let_go(holder: str) -> Call[bool]:
 
 
 def _page(row: list[Any]) -> Page:
-    tenant_id, execution_id, task_id, global_task_id, status, last_sequence = [text.decode() for text in row[:6]]
-    events = [
-        LoggedEvent(sequence, name.decode(), int(at_ms), text.decode())
-        for sequence, name, at_ms, text in zip(row[6::4], row[7::4], row[8::4], row[9::4], strict=True)
-    ]
-    return Page(
-        tenant_id=tenant_id,
-        execution_id=execution_id,
-        task_id=task_id,
-        global_task_id=global_task_id or None,
-        is_over=status in ("completed", "failed"),
-        last_sequence=int(last_sequence),
-        events=events,
-    )
+    tenant_id, execution_id, *page = row
+    return page_of(tenant_id.decode(), execution_id.decode(), page)
 
 
 def _text(reply: bytes) -> Any:
