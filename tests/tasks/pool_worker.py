@@ -127,6 +127,9 @@ def pool_worker(
 def sending_app(url: str) -> Iterator[None]:
     """Let the test process send tasks to the server at `url`, and read results."""
     app.conf.update(broker_url=url, result_backend=url)
+    # kombu keeps its pools for all apps of a process, and other tests close them; what this app remembers of them is stale.
+    app.amqp._producer_pool = None
+    app._pool = None
     yield
     app.backend.result_consumer.stop()
     app.backend.client.close()
