@@ -8,8 +8,10 @@ COPY requirements.lock ./
 RUN python3 -m pip --python /venv/bin/python install --quiet --no-cache-dir --no-deps --require-hashes \
         --requirement requirements.lock
 COPY pyproject.toml README.md LICENSE ./
+# What built the editable install is not needed to run it.
 RUN python3 -m pip --python /venv/bin/python install --quiet --no-cache-dir --no-deps --no-build-isolation \
-        --editable .
+        --editable . \
+    && python3 -m pip --python /venv/bin/python uninstall --quiet --yes hatchling pathspec pluggy trove-classifiers
 
 FROM ${PYTHON_IMAGE}
 # TLS to the providers trusts what the system trusts; the slim images bring the certificates.

@@ -3,10 +3,10 @@
 
 args ?=
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench lock clean
+.PHONY: help demo up test test-containers chaos check format bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## run one execution with a tool call, its events and tokens shown live
 	@.venv/bin/python -m sandbox demo $(args)
@@ -16,6 +16,21 @@ up: .venv/.installed ## the whole stack left running: shim on 8080, Flower on 55
 
 test: .venv/.installed-dev ## the whole test suite, with the coverage gate
 	.venv/bin/python -m pytest --cov $(args)
+
+chaos: .venv/.installed-dev ## the proof of the promise: the whole service under continuous faults, then its ledgers
+	@.venv/bin/python -m chaos $(args)
+
+# For an engine other than Docker: make test-containers BUILD="podman build". BUILD_ARGS go to each build.
+BUILD ?= docker build
+PYTHON_IMAGE ?= python:3.13-slim
+REDIS_IMAGE ?= redis:8-alpine
+image = localhost/agent-exec:test
+test-containers: .venv/.installed-dev ## workers and Redis in containers, killed and restarted; needs a container engine
+	@.venv/bin/python -m tests.containers.engine $(firstword $(BUILD))
+	$(BUILD) $(BUILD_ARGS) --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --tag $(image) .
+	$(BUILD) $(BUILD_ARGS) --build-arg IMAGE=$(image) --tag $(image)-next --file tests/containers/next.Dockerfile tests/containers
+	$(BUILD) $(BUILD_ARGS) --build-arg REDIS_IMAGE=$(REDIS_IMAGE) --tag $(image)-redis --file tests/containers/redis.Dockerfile tests/containers
+	.venv/bin/python -m pytest tests/containers --timeout 300 $(args)
 
 check: .venv/.installed-dev ## format, lint, types, import layers
 	.venv/bin/ruff format --check .

@@ -3,6 +3,7 @@
 Why each value is what it is: docs/operations.md, "Celery".
 """
 
+from agent_exec import address
 from agent_exec.broker.transport import register
 from agent_exec.embedded import redis_url
 from agent_exec.routing import EXECUTE_TASK, FAMILIES
@@ -12,8 +13,11 @@ register()
 
 _settings = read_settings()
 
-broker_url = redis_url(_settings)
+_broker = address.broker(redis_url(_settings))
+broker_url = _broker.broker_url
+broker_use_ssl = _broker.use_ssl
 broker_transport_options = {
+    **_broker.transport_options,
     "priority_steps": list(range(10)),
     "fair_families": FAMILIES,
     "fair_intake_tasks": (EXECUTE_TASK,),
@@ -22,7 +26,8 @@ broker_transport_options = {
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,
     "max_connections": 64,
-    "socket_connect_timeout": 5,
+    "socket_timeout": 3,
+    "socket_connect_timeout": 2,
     "socket_keepalive": True,
     "health_check_interval": 10,
 }
@@ -53,4 +58,7 @@ worker_enable_remote_control = True
 
 worker_pool = "tasks.pool:TaskPool"
 worker_concurrency = _settings.worker_concurrency
-worker_lifespan = "tasks.resources:open_resources"
+worker_lifespan = "tasks.lifespan:lifespan"
+# Past the grace every step is handed back; what cannot be, Redis being away, is left to its lease.
+worker_warm_shutdown_limit_s = _settings.shutdown_grace_s + 10
+worker_loop_hard_limit_s = _settings.loop_hard_limit_s

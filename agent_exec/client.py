@@ -82,13 +82,14 @@ class AgentExecClient:
     def cancel(self, tenant_id: str, execution_id: str) -> CancelRequested | AlreadyOver:
         """Ask for the end of an execution; durable when this returns.
 
+        `CancelRequested`: it will end as failed, with the code `cancelled`; a step that runs is stopped within a heartbeat.
+        `AlreadyOver`: it had ended before, so.
+
         Raises:
             NotFound: this tenant has no such execution.
+            StorageUnavailable: Redis does not answer. Asking again is safe.
         """
-        answer = self._store.run(ledger.cancel(tenant_id, execution_id))
-        if isinstance(answer, CancelRequested):
-            self._store.run_many([hint.push() for hint in answer.hints])
-        return answer
+        return self._store.run(ledger.cancel(tenant_id, execution_id))
 
     def prioritise(self, tenant_id: str, execution_id: str, priority: int) -> Prioritised | AlreadyOver:
         """Change how urgent an execution is, 0–9 and 9 the most; what waits already moves in its queue.

@@ -31,6 +31,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
+from agent_exec import address
 from agent_exec.errors import SettingsInvalid, StorageUnavailable
 from agent_exec.settings import Settings
 
@@ -55,11 +56,15 @@ def redis_url(settings: Settings) -> str:
     The process counts as a user of the server until it exits; so does each of its forks.
 
     Raises:
-        SettingsInvalid: no address is set, and there is no server to start or no directory for it.
+        SettingsInvalid: the address does not do; or none is set, and there is no server to start or no directory for it.
         StorageUnavailable: the embedded server does not start; the message has the end of its log.
     """
     if settings.redis_url is not None:
-        return settings.redis_url
+        return address.complete(
+            settings.redis_url,
+            master_name=settings.redis_sentinel_master,
+            sentinel_password=settings.redis_sentinel_password.get_secret_value(),
+        )
     server = _joined(server_directory(settings))
     server.start()
     return server.url

@@ -15,6 +15,7 @@ AgentExecError
 └── ExecutionError            ends an execution or delays a step
     ├── Cancelled             somebody asked for it
     ├── TimedOut              the execution's deadline passed
+    ├── StepTimedOut          a step hung for longer than any of its kind may
     ├── StepPoisoned          a step was claimed too often without a result
     ├── LimitExceeded         turns, tool calls, tokens or money of the execution are used up
     ├── PromptInvalid         the prompt template does not render
@@ -147,6 +148,13 @@ class TimedOut(ExecutionError):
     """The execution's deadline passed."""
 
     code = "timed_out"
+
+
+class StepTimedOut(ExecutionError):
+    """A step hung for longer than any of its kind may."""
+
+    code = "step_timed_out"
+    retryable = True
 
 
 class StepPoisoned(ExecutionError):

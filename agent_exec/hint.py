@@ -19,13 +19,11 @@ from agent_exec.script import Call
 
 #: The version of a hint's arguments. A worker leaves a newer one for a newer worker.
 HINT_VERSION = 1
-#: The label of a hint that carries a cancel past a queue's backlog.
-CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """One step that may be due. `label` tells its hints apart: how often it was claimed before, or `cancel`."""
+    """One step that may be due. `label` tells its hints apart: how often it was claimed before."""
 
     tenant_id: str
     agent_id: str

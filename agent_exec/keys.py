@@ -184,14 +184,9 @@ def fair_in_flight(prefix: str = "") -> str:
     return f"{fair_queue(prefix)}:in_flight"
 
 
-def fair_weight(prefix: str = "") -> str:
-    """HASH tenant → weight, where it is not 1."""
-    return f"{fair_queue(prefix)}:weight"
-
-
-def fair_cap(prefix: str = "") -> str:
-    """HASH tenant → most messages un-acked in one family, where it is not the default."""
-    return f"{fair_queue(prefix)}:cap"
+def fair_share(prefix: str = "") -> str:
+    """HASH tenant → `weight cap`, each empty where it is the default. The cap: most messages un-acked in one family."""
+    return f"{fair_queue(prefix)}:share"
 
 
 def fair_dead(prefix: str = "") -> str:

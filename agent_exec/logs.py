@@ -108,6 +108,25 @@ class _StandardError(logging.StreamHandler[IO[str]]):
     def stream(self, stream: IO[str]) -> None:
         pass  # the base class would keep the one of its birth
 
+    #: Lines that could not be written: the disk is full, or nobody reads.
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; the first that can be written after some that could not says how many they were."""
+        lost = self.lost
+        if lost:
+            words = "%d log lines before this one could not be written"
+            super().emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, words, (lost,), None))
+            self.lost = 0 if self.lost == lost else lost
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Count a line that could not be written; a traceback could not be written either."""
+        if isinstance(sys.exc_info()[1], OSError):
+            self.lost += 1
+        else:
+            super().handleError(record)
+
 
 class _Redacting(logging.Formatter):
     """Strikes secrets out of the finished line, so that message, arguments and traceback are all covered."""

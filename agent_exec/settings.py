@@ -44,10 +44,17 @@ class Settings(BaseSettings):
     redis_url: Annotated[
         str | None,
         Field(
-            pattern=r"^(rediss?|unix)://\S+$",
-            description="Redis or Valkey. Unset: a private server on this machine (extra `embedded`)",
+            pattern=r"^((rediss?|unix)://\S+|sentinel://[^\s;]+(;sentinel://[^\s;]+)*)$",
+            description="Redis or Valkey; with sentinels `sentinel://:password@host1:26379/0;sentinel://host2:26379`. "
+            "Unset: a private server on this machine (extra `embedded`)",
         ),
     ] = None
+    redis_sentinel_master: Annotated[
+        str, Field(min_length=1, description="the name that the sentinels have for the primary")
+    ] = "mymaster"
+    redis_sentinel_password: Annotated[
+        SecretStr, Field(description="the sentinels' own password, if they have one")
+    ] = SecretStr("")
     state_dir: Annotated[
         Path, Field(description="where the embedded server keeps its data, its password and its address")
     ] = Path(".agent-exec")
@@ -64,6 +71,9 @@ class Settings(BaseSettings):
         SecretStr, Field(description="bearer token for the three neighbours and the WebSocket")
     ] = SecretStr("")
     neighbour_timeout_s: Annotated[float, Field(gt=0, description="a neighbour's time to answer")] = 10.0
+    tool_timeout_s: Annotated[
+        float, Field(gt=0, le=600, description="a tool's time to answer, whatever longer one its definition names")
+    ] = 600.0
     config_ttl_s: Annotated[
         float, Field(ge=0, description="how long an agent's configuration or tool list is used unasked")
     ] = 30.0
@@ -84,6 +94,13 @@ class Settings(BaseSettings):
     provider_total_timeout_s: Annotated[float, Field(gt=0, description="for one whole provider call")] = 600.0
 
     worker_concurrency: Annotated[int, Field(ge=1, le=10_000, description="steps at once in a worker process")] = 200
+    loop_hard_limit_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="a worker whose event loop was held for so long by one step exits, to be started anew; 0: never",
+        ),
+    ] = 20.0
     shutdown_grace_s: Annotated[
         float, Field(ge=0, description="what running steps get to finish after SIGTERM, before they are handed back")
     ] = 30.0

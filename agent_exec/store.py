@@ -1,23 +1,24 @@
 """The one store, Redis: connections, and the running of script calls.
 
-Owns connecting, pipelining, loading scripts the server has forgotten, and turning Redis's errors into ours. Does not
-know what any script does. `Store` is for coroutines, `BlockingStore` for the synchronous client; the calls are the same.
+Owns pipelining, loading scripts the server has forgotten, turning Redis's errors into ours, and telling the log of an
+outage. Does not know what any script does. `Store` is for coroutines, `BlockingStore` for the synchronous client; the
+calls are the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
-    BusyLoadingError,
+    AskError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    InvalidResponse,
     MasterDownError,
     NoScriptError,
     OutOfMemoryError,
@@ -30,8 +31,8 @@ from redis.exceptions import (
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
-from redis.retry import Retry
 
+from agent_exec import address
 from agent_exec.errors import StorageError, StorageFull, StorageUnavailable
 from agent_exec.script import Call
 
@@ -41,8 +42,13 @@ log = logging.getLogger(__name__)
 #: A command that waited this long has lost its server (faults F19, F20): the caller hears within 3 s.
 COMMAND_TIMEOUT_S = 2.5
 CONNECT_TIMEOUT_S = 2.0
+#: A connection that was cut is no outage: the call is sent once more, on another one.
+RETRIES = 1
 #: How often a call that must get through is tried.
 INSIST_EVERY_S = 0.2
+#: An outage is told of when it begins, this often while it lasts, and when nothing was refused for so long.
+REMIND_S = 60.0
+QUIET_S = 1.0
 #: How many calls travel in one pipeline: bounds the reply that one connection buffers.
 MAX_BATCH = 256
 #: What every connection is opened with.
@@ -54,17 +60,47 @@ CONNECTION: dict[str, Any] = {
 }
 
 
+class Outage:
+    """What a log says of a Redis that is away or full: a line when it begins, one a minute, one when it is over."""
+
+    def __init__(self) -> None:
+        """Begin in peace."""
+        self._since_s: float | None = None
+        self._met_s = 0.0
+        self._told_s = 0.0
+        self._refused = 0
+
+    def met(self, error: StorageError, *, now_s: float) -> None:
+        """A call came to `error`."""
+        self._met_s = now_s
+        self._refused += 1
+        if self._since_s is None:
+            self._since_s = self._told_s = now_s
+            log.warning("%s What is under way is kept and tried again.", error)
+        elif now_s - self._told_s >= REMIND_S:
+            self._told_s = now_s
+            log.warning("%s So it has been for %.0f s, %d calls.", error, now_s - self._since_s, self._refused)
+
+    def passed(self, *, now_s: float) -> None:
+        """A call got through; one that only reads says little about a server that is full."""
+        if self._since_s is not None and now_s - self._met_s >= QUIET_S:
+            log.warning("Redis serves again, after %.1f s and %d calls.", now_s - self._since_s, self._refused)
+            self._since_s, self._refused = None, 0
+
+
 class Store:
     """Redis for coroutines: calls made in the same moment travel in one pipeline over one connection.
 
-    A cancelled caller never leaves a half-read reply behind: the pipeline belongs to the store's own task.
+    A cancelled caller never leaves a half-read reply behind: the pipeline belongs to the store's own task. What it had
+    asked for is not sent any more, if it was not under way yet.
     """
 
     def __init__(self, url: str) -> None:
         """Take the server's `url`; nothing connects before the first call."""
-        self.redis = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 1), **CONNECTION)
+        self.redis = address.async_client(url, retries=RETRIES, **CONNECTION)
         self._waiting: list[tuple[Call[Any], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._outage = Outage()
 
     async def run(self, call: Call[T]) -> T:
         """Run one call.
@@ -92,26 +128,35 @@ class Store:
         while True:
             try:
                 return await self.run(call)
-            except StorageError as error:
-                log.warning("Call %s kept back: %s", call.script.name, error)
+            except StorageError:  # told of in `_send`, once for all that wait
                 await asyncio.sleep(INSIST_EVERY_S)
 
     async def _send(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            calls = [call for call, _ in batch]
+            wanted = [one for one in self._waiting if not one[1].done()]  # else its caller was cancelled
+            batch, self._waiting = wanted[:MAX_BATCH], wanted[MAX_BATCH:]
             try:
-                replies = await self._replies(calls)
+                replies = await self._replies([call for call, _ in batch])
             except Exception as error:  # each caller gets it
+                # Also those who wait behind: else the last of a thousand would hear of it many time-outs later.
+                batch, self._waiting = batch + self._waiting, []
                 replies = [error] * len(batch)
             for (call, future), reply in zip(batch, replies, strict=True):
-                if not future.done():  # else its caller was cancelled
-                    outcome = _outcome(call, reply)
-                    if isinstance(outcome, Exception):
-                        future.set_exception(outcome)
-                    else:
-                        future.set_result(outcome)
+                outcome = _outcome(call, reply)
+                self._note(outcome)
+                if future.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    future.set_exception(outcome)
+                else:
+                    future.set_result(outcome)
         self._sender = None
+
+    def _note(self, outcome: object) -> None:
+        if isinstance(outcome, StorageError):
+            self._outage.met(outcome, now_s=time.monotonic())
+        else:
+            self._outage.passed(now_s=time.monotonic())
 
     async def _replies(self, calls: list[Call[Any]]) -> list[Any]:
         replies: list[Any] = await _batch(self.redis.pipeline(transaction=False), calls).execute(raise_on_error=False)
@@ -134,7 +179,7 @@ class BlockingStore:
 
     def __init__(self, url: str) -> None:
         """Take the server's `url`; nothing connects before the first call."""
-        self.redis = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), **CONNECTION)
+        self.redis = address.blocking_client(url, retries=RETRIES, **CONNECTION)
 
     def run(self, call: Call[T]) -> T:
         """Run one call; the errors are those of `Store.run`."""
@@ -205,15 +250,24 @@ def redis_errors() -> Iterator[None]:
         yield
     except (OutOfMemoryError, ReadOnlyError, MasterDownError) as error:
         raise StorageFull(f"Redis refuses writes: {_said(error)}. Free memory, or point at the primary.") from error
-    except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError) as error:
+    except (RedisConnectionError, RedisTimeoutError, InvalidResponse, OSError) as error:
         raise StorageUnavailable(
             f"Redis does not answer: {_said(error)}. Check AGENT_EXEC_REDIS_URL and that the server runs."
         ) from error
+    except RuntimeError as error:
+        if "handler is closed" not in str(error):  # uvloop's word for a connection that was lost
+            raise
+        raise StorageUnavailable(f"The connection to Redis was lost: {_said(error)}. It is tried again.") from error
     except ResponseError as error:
-        if str(error).startswith(("UNBLOCKED", "BUSY")):  # a fail-over, or a script of somebody else's
+        said = str(error)
+        if said.startswith(("UNBLOCKED ", "BUSY ")):  # a fail-over, or a script of somebody else's
             raise StorageUnavailable(f"Redis is busy: {_said(error)}. It is tried again.") from error
-        if str(error).startswith(("MISCONF", "NOREPLICAS")):
+        if said.startswith(("MISCONF ", "NOREPLICAS ")):
             raise StorageFull(f"Redis refuses writes: {_said(error)}. See its log and its disk.") from error
+        if isinstance(error, AskError | ClusterDownError | ClusterCrossSlotError):
+            raise StorageUnavailable(
+                f"This is a node of a Redis Cluster: {_said(error)}. Point AGENT_EXEC_REDIS_URL at a single primary."
+            ) from error
         raise
 
 

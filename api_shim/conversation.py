@@ -13,6 +13,7 @@ import structlog
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from agent_exec.contract.command import CommandResult
 from agent_exec.contract.model import ContractModel, ExecutionId
 from agent_exec.errors import AgentExecError, Forbidden, InvalidMessage, NotFound, Unauthorized
 from agent_exec.events import Page
@@ -52,24 +53,6 @@ class Command(ContractModel):
 
     command: Literal["cancel_execution"]
     execution_id: ExecutionId | None = None
-
-
-class CommandFailure(ContractModel):
-    """Why a command was not done."""
-
-    code: str
-    message: str
-
-
-class CommandResult(ContractModel):
-    """The answer to a command, among the frames."""
-
-    event: Literal["command_result"] = "command_result"
-    service: Literal["agent-execution"] = "agent-execution"
-    execution_id: ExecutionId
-    command: Literal["cancel_execution"] | None
-    status: Literal["cancel_requested", "completed", "failed"] | None = None
-    error: CommandFailure | None = None
 
 
 async def converse(asked: Asked[ConverseParameters, None], websocket: WebSocket) -> None:
@@ -124,9 +107,10 @@ async def _take_commands(asked: Asked[ConverseParameters, None], websocket: WebS
             result = await _obey(asked, _command(message.get("text")))
         except (AgentExecError, Refused) as error:
             strikes += isinstance(error, InvalidMessage | Refused)
-            failure = CommandFailure(code=code_of(error), message=detail_of(error))
-            result = CommandResult(execution_id=asked.execution_id, command=None, error=failure)
-        await websocket.send_text(result.model_dump_json())
+            result = CommandResult(
+                command=None, execution_id=asked.execution_id, code=code_of(error), message=detail_of(error)
+            )
+        await websocket.send_text(result.frame())
         if strikes == MAX_STRIKES:
             break
     return CLOSE_ABUSED
@@ -146,7 +130,7 @@ async def _obey(asked: Asked[ConverseParameters, None], command: Command) -> Com
     if command.execution_id not in (None, asked.execution_id):
         raise NotFound("This socket is another execution's.")
     answer = await ask_for_end(asked.shim, asked.tenant_id, asked.execution_id)
-    return CommandResult(execution_id=asked.execution_id, command=command.command, status=answer.status)
+    return CommandResult.of_cancel(answer.execution_id, answer.status)
 
 
 def _check_origin(asked: Asked[ConverseParameters, None]) -> None:

@@ -11,12 +11,13 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, assert_never
 
 from pydantic import Field
 from starlette.responses import Response
 
 from agent_exec import keys, submission
+from agent_exec.contract.command import CancelStatus
 from agent_exec.contract.execution import ExecutionRequest, ExecutionView
 from agent_exec.contract.message import Status
 from agent_exec.contract.model import AgentId, ContractModel, ExecutionId
@@ -86,7 +87,7 @@ class CancelAnswer(ContractModel):
     """`cancel_requested` is durable; otherwise the execution had ended before, with that status."""
 
     execution_id: ExecutionId
-    status: Literal["cancel_requested", "completed", "failed"]
+    status: CancelStatus
 
 
 async def submit(asked: Asked[SubmitParameters, ExecutionRequest]) -> Response:
@@ -165,7 +166,7 @@ async def cancel(asked: Asked[NoParameters, None]) -> Response:
 
 
 async def ask_for_end(shim: Shim, tenant_id: str, execution_id: str) -> CancelAnswer:
-    """Cancel, and let the workers know.
+    """Cancel; the workers find it where it is stored.
 
     Raises:
         NotFound: this tenant has no such execution.
@@ -174,9 +175,7 @@ async def ask_for_end(shim: Shim, tenant_id: str, execution_id: str) -> CancelAn
     match answer:
         case AlreadyOver(status):
             return CancelAnswer(execution_id=execution_id, status=status)
-        case CancelRequested(hints):
-            with suppress(StorageError):  # the cancel is stored: whoever takes up the step next finds it
-                await asyncio.gather(*[shim.run(hint.push()) for hint in hints])
+        case CancelRequested():
             return CancelAnswer(execution_id=execution_id, status="cancel_requested")
         case _:
             assert_never(answer)

@@ -5,18 +5,14 @@ Owns the answers for supervisors and scrapers. Does not know tenants: nothing he
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from redis.exceptions import RedisError
 from starlette.responses import Response
 
+from agent_exec import server
 from agent_exec.contract.model import ContractModel
-from agent_exec.errors import StorageUnavailable
 from api_shim.operation import Asked, json_response
-
-PING_TIMEOUT_S = 2.0
 
 
 class Health(ContractModel):
@@ -31,12 +27,8 @@ async def live(asked: Asked[Any, None]) -> Response:
 
 
 async def ready(asked: Asked[Any, None]) -> Response:
-    """Say whether requests can be served: Redis has to answer."""
-    try:
-        async with asyncio.timeout(PING_TIMEOUT_S):
-            await asked.shim.store.redis.ping()
-    except (RedisError, OSError, TimeoutError) as error:
-        raise StorageUnavailable(f"Redis does not answer a PING: {error}.") from error
+    """Say whether work can be accepted: Redis has to answer, and to take writes."""
+    await asked.shim.run(server.writable())
     return json_response(Health(status="ready"))
 
 

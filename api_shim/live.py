@@ -16,10 +16,9 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from agent_exec import address
 from agent_exec.store import CONNECTION
 
 log = structlog.get_logger(__name__)
@@ -71,7 +70,7 @@ class Live:
         """Take the server's `url`; nothing connects before the first watch."""
         self.draining = False
         # No retry: a connection made anew has another client id, and would block where nobody can reach it.
-        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), single_connection_client=True, **CONNECTION)
+        self._redis = address.async_client(url, retries=0, single_connection=True, **CONNECTION)
         self._watches: dict[str, list[Watch]] = {}
         self._asked: dict[str, int] = {}  # the streams that the last XREAD asked for, and behind which entries
         self._unasked = asyncio.Event()  # there are watches that it does not serve

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from agent_exec import server
 from agent_exec.api_keys import ApiKeys
 from agent_exec.embedded import redis_url
 from agent_exec.errors import StorageUnavailable
@@ -67,11 +68,13 @@ async def opened(settings: Settings, counters: Counters) -> AsyncIterator[Shim]:
             remedy="agent-exec keys create --tenant T, with AGENT_EXEC_API_KEYS_FILE naming the file",
         )
     async with live.running(store.redis):
-        drainer = asyncio.create_task(_drain_on_exit(live))
+        duties = [asyncio.create_task(_drain_on_exit(live)), asyncio.create_task(server.warn(store))]
         try:
             yield Shim(settings, store, api_keys, live, counters)
         finally:
-            drainer.cancel()
+            for duty in duties:
+                duty.cancel()
+            await asyncio.gather(*duties, return_exceptions=True)
             await store.aclose()
 
 

@@ -15,9 +15,10 @@ from agent_exec.contract.completion import CompletionResponse, Usage
 from agent_exec.contract.tool import ToolCall, ToolCallRecord
 from agent_exec.ledger.ledger import StepRef
 from benchmarks.hint_app import MEMBERS
+from tasks.attempt import run_step
 from tasks.celery import app
 from tasks.next_step import AskModel, CallTools, Finish, Join, Next
-from tasks.step import Done, Step, run_step
+from tasks.step import Done, Step
 
 __all__ = ["app"]
 
@@ -46,7 +47,7 @@ async def _call_tool(step: Step) -> Done:
 
 def _instead(kind: str, do: Callable[[Step], Awaitable[Done]]) -> None:
     async def step_task(self: Any, *, tenant_id: str, execution_id: str, step: str, version: int) -> None:
-        await run_step(self, StepRef(tenant_id, execution_id, step), do)
+        await run_step(self, StepRef(tenant_id, execution_id, step), do, limit_s=60)
 
     name = routing.task_name(kind)
     assert name in app.tasks, f"{tasks.steps.__name__} has no task {name}"

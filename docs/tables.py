@@ -1,4 +1,4 @@
-"""The tables in these pages that are made from the code: settings and errors.
+"""The tables in these pages that are made from the code: settings, errors, the life of steps and executions.
 
 `python docs/tables.py` writes them between their markers; tests/test_docs.py compares.
 """
@@ -14,10 +14,16 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from agent_exec import errors
+from agent_exec.ledger import life
 from agent_exec.settings import Settings, variable
 
 DOCS = Path(__file__).parent
-PAGES = {"settings": DOCS / "operations.md", "errors": DOCS / "contract.md"}
+PAGES = {
+    "settings": DOCS / "operations.md",
+    "errors": DOCS / "contract.md",
+    "steps": DOCS / "ledger.md",
+    "executions": DOCS / "ledger.md",
+}
 
 
 def settings() -> str:
@@ -47,9 +53,30 @@ def error_codes() -> str:
     return "\n".join(["| code | a retry may help | what it says |", "| --- | --- | --- |", *rows])
 
 
+def steps() -> str:
+    """Return a row for each event in a step's life."""
+    return _life(life.STEP, life.StepState)
+
+
+def executions() -> str:
+    """Return a row for each event in an execution's life."""
+    return _life(life.EXECUTION, life.ExecutionState)
+
+
+def _life(table: life.Table[life.State], states: type[life.State]) -> str:
+    head = ["", *states]
+    rows = [[event, *[_cell(outcomes[state], state) for state in states]] for event, outcomes in table.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _cell(outcome: life.Outcome[life.State], state: life.State) -> str:
+    said = "" if outcome.verdict == "-" else outcome.verdict
+    return said if outcome.then == state else f"{said} → {outcome.then}".strip()
+
+
 def page_with_table(name: str) -> str:
     """Return a page with its table as the code has it now."""
-    table = {"settings": settings, "errors": error_codes}[name]()
+    table = {"settings": settings, "errors": error_codes, "steps": steps, "executions": executions}[name]()
     page = PAGES[name].read_text()
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     assert marked.search(page), f"{PAGES[name]} has no place for the table '{name}'"

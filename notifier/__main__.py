@@ -13,7 +13,7 @@ import socket
 
 import click
 
-from agent_exec import logs
+from agent_exec import logs, server
 from agent_exec.embedded import redis_url
 from agent_exec.errors import AgentExecError
 from agent_exec.settings import Settings, read_settings
@@ -46,9 +46,12 @@ async def _notify(settings: Settings, url: str) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, notifier.stop)
+    inspection = asyncio.create_task(server.warn(store))
     try:
         await notifier.run()
     finally:
+        inspection.cancel()
+        await asyncio.gather(inspection, return_exceptions=True)
         await store.aclose()
 
 

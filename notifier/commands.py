@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from agent_exec.contract.command import CommandResult
 from agent_exec.errors import AgentExecError
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, not_found
@@ -17,7 +18,6 @@ from notifier.protocol import (
     BadCommand,
     CancelExecution,
     Command,
-    CommandResult,
     Position,
     ReplayFrom,
     ResolveApproval,
@@ -29,9 +29,7 @@ async def carry_out(command: Command | BadCommand, *, store: Store) -> CommandRe
     try:
         match command:
             case BadCommand():
-                return CommandResult(
-                    command.command, command.execution_id, code="invalid_message", message=command.complaint
-                )
+                return _not_done(command, code="invalid_message", message=command.complaint)
             case CancelExecution():
                 return await _cancel(command, store)
             case ResolveApproval():
@@ -41,19 +39,16 @@ async def carry_out(command: Command | BadCommand, *, store: Store) -> CommandRe
             case other:
                 assert_never(other)
     except AgentExecError as error:
-        return CommandResult(command.command, command.execution_id, code=error.code, message=str(error))
+        return _not_done(command, code=error.code, message=str(error))
 
 
 async def _cancel(command: CancelExecution, store: Store) -> CommandResult:
     answer = await store.run(ledger.cancel(await _tenant_of(command, store), command.execution_id))
     match answer:
-        case CancelRequested(hints):
-            await store.run_many([hint.push() for hint in hints])
-            return CommandResult(command.command, command.execution_id)
+        case CancelRequested():
+            return CommandResult.of_cancel(command.execution_id, "cancel_requested")
         case AlreadyOver(status):
-            return CommandResult(
-                command.command, command.execution_id, code="already_over", message=f"It has {status} before."
-            )
+            return CommandResult.of_cancel(command.execution_id, status)
         case other:
             assert_never(other)
 
@@ -61,8 +56,8 @@ async def _cancel(command: CancelExecution, store: Store) -> CommandResult:
 async def _resolve(command: ResolveApproval, store: Store) -> CommandResult:
     await store.run(ledger.look(await _tenant_of(command, store), command.execution_id))
     return CommandResult(
-        command.command,
-        command.execution_id,
+        command=command.command,
+        execution_id=command.execution_id,
         code="not_awaiting_approval",
         message="The tool call does not wait for approval.",
         tool_call_id=command.tool_call_id,
@@ -73,18 +68,17 @@ async def _replay(command: ReplayFrom, store: Store) -> CommandResult:
     position = Position(await _tenant_of(command, store), command.execution_id, command.sequence)
     match await store.run(outbox.replay(position)):
         case "replaying":
-            return CommandResult(command.command, command.execution_id)
+            return CommandResult(command=command.command, execution_id=command.execution_id)
         case "gone":
             raise not_found(command.execution_id)
         case "ahead":
-            return CommandResult(
-                command.command,
-                command.execution_id,
-                code="no_such_event",
-                message=f"It has no event {command.sequence} yet.",
-            )
+            return _not_done(command, code="no_such_event", message=f"It has no event {command.sequence} yet.")
         case other:
             assert_never(other)
+
+
+def _not_done(command: Command | BadCommand, *, code: str, message: str) -> CommandResult:
+    return CommandResult(command=command.command, execution_id=command.execution_id, code=code, message=message)
 
 
 async def _tenant_of(command: Command, store: Store) -> str:

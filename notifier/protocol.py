@@ -1,7 +1,7 @@
 """What is said on the WebSocket: what the orchestrator may say, how it is answered, and what is on its way to it.
 
-Owns the parsing of messages, the frame `command_result`, and the window of frames whose arrival is not known. Does not
-know sockets or Redis. The events' own frames are `agent_exec.events.Page.frame`.
+Owns the parsing of messages, and the window of frames whose arrival is not known. Does not know sockets or Redis. The
+events' own frames are `agent_exec.events.Page.frame`; a command's answer is `agent_exec.contract.command.CommandResult`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from agent_exec.contract.model import EXECUTION_ID_PATTERN, ContractModel, ExecutionId, OpaqueId, TenantId
 
@@ -113,31 +113,6 @@ def hear(message: str | bytes) -> Heard:
             return Ignored("unknown_command")
         case _:
             return Ignored("other_shape")
-
-
-@dataclass(frozen=True, slots=True)
-class CommandResult:
-    """What became of a command; `code` says why it was not done."""
-
-    command: str
-    execution_id: str | None
-    code: str | None = None
-    message: str | None = None
-    tool_call_id: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether it was done."""
-        return self.code is None
-
-    def frame(self) -> str:
-        """Return the frame `command_result`, as JSON text. What does not apply is left out."""
-        told: dict[str, Any] = {"event": "command_result", "service": "agent-execution", "command": self.command}
-        told |= {"execution_id": self.execution_id, "ok": self.ok}
-        for name in ("code", "message", "tool_call_id"):
-            if getattr(self, name) is not None:
-                told[name] = getattr(self, name)
-        return to_json(told).decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """A numbered, bounded record of what reached a neighbour.
 
-Owns the numbers and the bound. Does not know what an entry is, nor HTTP.
+Owns the numbers and the bound, and how a canary reads. Does not know what an entry is, nor HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -13,11 +14,19 @@ from typing import Generic, TypeVar
 #: Enough for the largest benchmark; entries are small, so tens of megabytes at most.
 KEPT_ENTRIES = 50_000
 
+#: A word that a test puts into one tenant's texts; in another tenant's it is a leak.
+_CANARY = re.compile(rb"canary-[a-z0-9]+")
+
 Entry = TypeVar("Entry")
 
 
 def _any(_: object) -> bool:
     return True
+
+
+def canaries_in(body: bytes) -> list[str]:
+    """Return the canaries of a text, each once, in the order of the alphabet."""
+    return sorted({found.decode() for found in _CANARY.findall(body)})
 
 
 class Journal(Generic[Entry]):

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox.chat_request import BadRequest, read_request
 from sandbox.completion import Completion, Provider, completion_of
-from sandbox.journal import Journal
+from sandbox.journal import Journal, canaries_in
 from sandbox.scripted_model import next_turn, prompt_tokens
 
 #: The last two are real names, so that their prices are known.
@@ -50,7 +50,9 @@ _PATHS: dict[Provider, str] = {"openai": "/v1/chat/completions", "groq": "/opena
 
 @dataclass(slots=True)
 class CallRecord:
-    """One call. `request_sha256` tells a call that came twice; of the key there is a fingerprint only."""
+    """One call. `request_sha256` tells a call that came twice; of the key there is a fingerprint only. `turn` counts the
+    model's answers to the question, this one included.
+    """
 
     at_ms: int
     provider: Provider
@@ -58,6 +60,8 @@ class CallRecord:
     request_sha256: str
     model: str = ""
     messages: int = 0
+    turn: int = 0
+    canaries: list[str] = field(default_factory=list)
     question: str = ""
     stream: bool = False
     status: int = 0
@@ -152,6 +156,7 @@ class ChatCompletions:
             provider=self._provider,
             key_fingerprint=sha256(key.encode()).hexdigest()[:12] if key else "",
             request_sha256=sha256(body).hexdigest(),
+            canaries=canaries_in(body),
         )
         self._calls.add(record)
         try:
@@ -188,9 +193,9 @@ class ChatCompletions:
             raise Refused(404, "model_not_found", message)
         record.model = asked.model
         record.messages = len(asked.messages)
-        record.question = next((said.text for said in reversed(asked.messages) if said.role == "user"), "")[
-            :_QUESTION_CHARS
-        ]
+        asked_at = max((place for place, said in enumerate(asked.messages) if said.role == "user"), default=0)
+        record.question = asked.messages[asked_at].text[:_QUESTION_CHARS]
+        record.turn = 1 + sum(said.role == "assistant" for said in asked.messages[asked_at:])
         record.stream = bool(asked.stream)
         record.status = 200
         completion = completion_of(

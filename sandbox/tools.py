@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from agent_exec.contract.tool import ToolExecution
-from sandbox.journal import Journal
+from sandbox.journal import Journal, canaries_in
 from sandbox.neighbour import Refused, body_of, guarded, neighbour, number_in
 from sandbox.toolbox import BadArguments, Tool, toolbox
 
@@ -41,6 +41,7 @@ class CallRecord:
     tool_call_id: str
     idempotency_key: str | None
     repeated: bool
+    canaries: list[str]
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Registry:
                 tool_call_id=call.tool_call_id,
                 idempotency_key=idempotency_key,
                 repeated=repeated,
+                canaries=canaries_in(await request.body()),
             )
         )
         try:

@@ -12,8 +12,11 @@ from celery.signals import setup_logging
 
 from agent_exec.logs import configure
 from agent_exec.settings import read_settings
+from tasks.connection import AMQP
+from tasks.event_batches import EventBatches
 
-app = Celery("agent_exec", task_cls="tasks.task:Task", config_source="celeryconfig")
+app = Celery("agent_exec", amqp=AMQP, task_cls="tasks.task:Task", config_source="celeryconfig")
+app.steps["consumer"].add(EventBatches)
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]  # celery has no types

@@ -5,7 +5,7 @@ Owns the shape of each step's result and the names of steps. Does not know Redis
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pydantic import Field
 
@@ -14,10 +14,14 @@ from agent_exec.contract.completion import CompletionResponse, Usage
 from agent_exec.contract.model import ContractModel
 from agent_exec.contract.operation import QueryResult
 from agent_exec.contract.tool import ToolCall, ToolCallRecord, ToolDefinition
-from agent_exec.ledger.record import ExecutionRecord
+from agent_exec.ledger.record import ExecutionRecord, result_field
+from agent_exec.routing import step_kind
 
 PROMPT_STEP = "prompt"
 RETRIEVAL_STEP = "operation.query"
+#: Snapshots that a process remembers, and the longest JSON of one: some 20 MB at most, and every agent of a busy hour.
+SNAPSHOTS = 256
+SMALL_CHARS = 16_384
 
 
 def completion_step(turn: int) -> str:
@@ -30,6 +34,18 @@ def tool_call_step(turn: int, index: int) -> str:
     return f"tool_call.{turn}.{index}"
 
 
+def read_by(step: str) -> list[str]:
+    """Return which fields of its execution's record a step reads; an empty list for all.
+
+    The prompt and the completions read the message and the whole conversation; what a tool call costs must not grow with it.
+    """
+    if step_kind(step) != "tool_call":
+        return []
+    turn = int(step.split(".")[1])
+    journaled = [result_field(PROMPT_STEP), result_field(completion_step(turn))]
+    return ["tenant", "agent", "wish", "cancel_ms", "deadline_ms", *journaled]
+
+
 class Snapshot(ContractModel):
     """What the prompt step fixes for the whole execution: no later change elsewhere touches it."""
 
@@ -37,6 +53,16 @@ class Snapshot(ContractModel):
     tenant: Tenant
     system_prompt: str = ""
     tools: list[ToolDefinition] = Field(default_factory=list)
+
+
+def read_snapshot(stored: str) -> Snapshot:
+    """Return the snapshot in its JSON. Steps at once of the same agent hold the same one, unless it is large."""
+    return _small_snapshot(stored) if len(stored) <= SMALL_CHARS else Snapshot.model_validate_json(stored)
+
+
+@lru_cache(maxsize=SNAPSHOTS)
+def _small_snapshot(stored: str) -> Snapshot:
+    return Snapshot.model_validate_json(stored)
 
 
 class Journal:
@@ -50,7 +76,7 @@ class Journal:
     def snapshot(self) -> Snapshot | None:
         """What the prompt step fixed, once it has."""
         stored = self.execution.result(PROMPT_STEP)
-        return None if stored is None else Snapshot.model_validate_json(stored)
+        return None if stored is None else read_snapshot(stored)
 
     @property
     def fixed(self) -> Snapshot:
@@ -74,7 +100,9 @@ class Journal:
 
     def call(self, turn: int, index: int) -> ToolCall:
         """Return the call that the model made in `turn` at `index`."""
-        return self.turns[turn - 1].tool_calls[index]
+        stored = self.execution.result(completion_step(turn))
+        assert stored is not None, "the model asked for it"
+        return CompletionResponse.model_validate_json(stored).tool_calls[index]
 
     def tool_records(self, turn: int) -> list[ToolCallRecord]:
         """Return the finished calls of a turn, in the order in which the model made them."""

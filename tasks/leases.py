@@ -11,15 +11,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-import structlog
-
 from agent_exec.errors import Cancelled, StorageError
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Hold
 from agent_exec.store import Store
 
-log = structlog.get_logger(__name__)
-
+#: What the error of a cancelled execution says.
+CANCELLED = "The execution was cancelled on request."
 #: How many leases one script renews, so that none holds Redis long.
 AT_ONCE = 100
 
@@ -76,7 +74,7 @@ class Leases:
                 raise
             match running.stopped_for:
                 case "cancelled":
-                    raise Cancelled("The execution was cancelled on request.") from None
+                    raise Cancelled(CANCELLED) from None
                 case "handed back":
                     raise HandBack from None
                 case "lost":
@@ -102,8 +100,7 @@ class Leases:
     async def _renew(self, running: list[_Running]) -> None:
         try:
             verdicts = await self._store.run(ledger.renew([one.hold for one in running], lease_s=self._lease_s))
-        except StorageError as error:
-            log.warning("leases not renewed", reason=str(error), steps=len(running))
+        except StorageError:  # the store tells of it; the next beat renews them
             return
         for one, verdict in zip(running, verdicts, strict=True):
             if verdict != "held" and one in self._running:

@@ -3,9 +3,10 @@
 Owns the loop's thread, its start and its end, and the resources that the application opens on it. Knows Celery's
 configuration, and neither tasks nor pools.
 
-Two settings, beside Celery's own: `worker_lifespan`, a function (or its name, "module:function") that takes the
+Three settings, beside Celery's own: `worker_lifespan`, a function (or its name, "module:function") that takes the
 application and returns an async context manager, entered on the loop before the first task and left after the last;
-and `worker_loop_held_warning_s`, after how many seconds a held loop is reported (0: never).
+`worker_loop_held_warning_s`, after how many seconds a held loop is reported (0: it is not watched at all); and
+`worker_loop_hard_limit_s`, after how many it ends the process (0, the default: never).
 """
 
 import asyncio
@@ -71,6 +72,7 @@ class LoopThread:
         self.watch = LoopWatch(
             self.loop,
             threshold_s=app.conf.get("worker_loop_held_warning_s", LOOP_HELD_WARNING_S),
+            limit_s=app.conf.get("worker_loop_hard_limit_s", 0.0),
             logger=logger,
         )
         self._context = Context()

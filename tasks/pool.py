@@ -17,6 +17,7 @@ per-child limits (`worker_max_tasks_per_child` and the like) mean nothing here: 
 """
 
 import asyncio
+import math
 import os
 import time
 from collections import deque
@@ -275,14 +276,20 @@ class TaskPool(BasePool):  # type: ignore[misc]  # celery ships no types
     def _stop(self, *, cold: bool) -> None:
         """Wait for the tasks, then for the loop to close.
 
+        `worker_warm_shutdown_limit_s` bounds a warm shutdown; what runs then is cancelled, as in a cold one.
         Celery calls this again from a signal handler, while the first call waits, when a warm shutdown turns cold.
         """
         first = not self._stopping
         self.loop.call_soon(self._drain, cold)
         began_s = time.monotonic()
+        patience_s = self.app.conf.get("worker_warm_shutdown_limit_s") or math.inf
         while not self.loop.join(PUMP_S) and not self._given_up:
             waited_s = time.monotonic() - began_s
-            if not cold:
+            if not cold and waited_s > patience_s:
+                logger.warning("tasks go on %.0f s after they were to end: they are cancelled", waited_s)
+                cold, began_s = True, time.monotonic()
+                self.loop.call_soon(self._drain, cold)
+            elif not cold:
                 _pump()
             elif waited_s > (CANCEL_GRACE_S + CLOSE_S if self._stopping else CANCEL_GRACE_S):
                 logger.critical("the event loop does not end; the worker stops without it")

@@ -18,6 +18,8 @@ from agent_exec.store import Store
 
 #: A piece this long is told at once: bounds an event whatever the tick.
 MAX_CHARS = 4_096
+#: A token may end in the middle of a surrogate pair, whose halves UTF-8 does not have.
+ANY_TEXT = "surrogatepass"
 
 
 class TokenStream:
@@ -34,16 +36,17 @@ class TokenStream:
         self._unsure: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
-        self.parts: list[str] = []
+        #: All that was put in, as UTF-8: a list of the tokens would take ten times the memory in each of many streams.
+        self._said = bytearray()
 
     @property
     def text(self) -> str:
         """All that was put in."""
-        return "".join(self.parts)
+        return self._said.decode(errors=ANY_TEXT)
 
     async def put(self, token: str) -> None:
         """Add a token; waits where the log is slower than the provider."""
-        self.parts.append(token)
+        self._said += token.encode(errors=ANY_TEXT)
         self._gathered.append(token)
         self._chars += len(token)
         if self._flush_s == 0 or self._chars >= MAX_CHARS:

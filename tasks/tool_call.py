@@ -89,7 +89,10 @@ async def _execute(step: Step, call: ToolCall, tool: ToolDefinition, arguments: 
     )
     try:
         return await step.resources.registry.execute(
-            tool.name, execution, idempotency_key=f"{step.ref.execution_id}.{step.ref.step}", timeout_s=tool.timeout_s
+            tool.name,
+            execution,
+            idempotency_key=f"{step.ref.execution_id}.{step.ref.step}",
+            timeout_s=min(tool.timeout_s, step.resources.settings.tool_timeout_s),
         )
     except NeighbourRefused as error:
         return ToolError(code="tool_refused", message=str(error))

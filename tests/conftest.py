@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from agent_exec import keys
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.store import BlockingStore, Store
+
+#: Needs images and a container engine: `make test-containers` names the folder, and so collects it.
+collect_ignore = ["containers"]
+
+#: `--hypothesis-profile=thorough`: for a night, or after a change to a rule of the ledger.
+settings.register_profile(
+    "thorough", max_examples=500, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ class Process:
         """Start it in the checkout; `command` runs under this Python where it begins with `-m`."""
         self.name = name
         self.log = log
+        self._begins_at = log.stat().st_size if log.exists() else 0
         full = [sys.executable, *command] if command[0] == "-m" else list(command)
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}  # noqa: TID251 handed to a child
         with log.open("ab") as output:
@@ -53,7 +54,7 @@ class Process:
     @property
     def output(self) -> str:
         """What it has written so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_bytes()[self._begins_at :].decode(errors="replace")
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to it alone."""

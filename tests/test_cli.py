@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from agent_exec import keys
 from agent_exec.broker import fair_queue
 from agent_exec.cli import main
 from agent_exec.cli.schemas import texts
@@ -297,9 +298,25 @@ def test_cancelling_is_durable_and_late_is_no_error(cli: Cli, store: BlockingSto
     execution_id = ok(cli("submit", *ASK)).strip()
     assert "its end is asked for" in ok(cli("cancel", execution_id, "--tenant", "acme"))
     assert "pending, its end is asked for" in ok(cli("show", execution_id, "--tenant", "acme"))
-    assert json.loads(ok(cli("cancel", execution_id, "--tenant", "acme", "--json")))["already_over"] is None
-    finish(store, claim(store, execution_id))
-    assert "had ended before, as completed" in ok(cli("cancel", execution_id, "--tenant", "acme"))
+    completed = ok(cli("submit", *ASK)).strip()
+    finish(store, claim(store, completed))
+    assert "had ended before, as completed" in ok(cli("cancel", completed, "--tenant", "acme"))
+
+
+def test_of_many_that_are_cancelled_one_that_is_missing_is_told(cli: Cli, store: BlockingStore) -> None:
+    first, second, completed = (ok(cli("submit", *ASK)).strip() for _ in range(3))
+    finish(store, claim(store, completed))
+    result = cli("cancel", first, NOBODY, completed, second, "--tenant", "acme", "--json")
+    assert result.exit_code == 1
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"execution_id": first, "status": "cancel_requested"},
+        {"execution_id": completed, "status": "completed"},
+        {"execution_id": second, "status": "cancel_requested"},
+    ]
+    assert f"agent-exec: not_found: Execution '{NOBODY}'" in result.stderr
+    for execution_id in (first, second):
+        assert store.run(ledger.look("acme", execution_id)).cancel_requested
+    assert cli("cancel", "--tenant", "acme").exit_code == 2
 
 
 def test_an_execution_is_made_more_or_less_urgent(cli: Cli, store: BlockingStore) -> None:
@@ -353,11 +370,20 @@ def test_why_explains_what_waits_for_its_next_attempt(cli: Cli, store: BlockingS
     assert "failed once and is tried again in 299." in said or "failed once and is tried again in 300." in said
     assert "neighbour_unavailable" in said
     ok(cli("cancel", execution_id, "--tenant", "acme"))
-    assert "Its end is asked for" in why(cli, execution_id)
+    said = why(cli, execution_id)
+    assert "Its end is asked for" in said
+    assert "celery -A tasks worker" in said
+    assert "tried again" not in said, "it is not"
+
+
+def test_why_leaves_what_a_newer_release_has_written_to_that_release(cli: Cli, store: BlockingStore) -> None:
+    execution_id = ok(cli("submit", *ASK)).strip()
+    store.redis.hset(keys.execution("acme", execution_id), "v", 99)
+    assert "only a worker of that release runs it" in why(cli, execution_id)
 
 
 def test_why_explains_what_has_ended(cli: Cli, store: BlockingStore) -> None:
-    completed, failed, may_retry = (ok(cli("submit", *ASK)).strip() for _ in range(3))
+    completed, failed, may_retry, cancelled = (ok(cli("submit", *ASK)).strip() for _ in range(4))
     finish(store, claim(store, completed), text="")
     assert ok(cli("show", completed, "--tenant", "acme")).splitlines()[-1].startswith("tool call")
     finish(store, claim(store, failed), error=ErrorDetail(code="model_not_found", message="None."))
@@ -365,6 +391,8 @@ def test_why_explains_what_has_ended(cli: Cli, store: BlockingStore) -> None:
     assert f"agent-exec show {completed}" in why(cli, completed)
     assert "'model_not_found': None." in why(cli, failed)
     assert "would fail again" in why(cli, failed)
+    finish(store, claim(store, cancelled), error=ErrorDetail(code="cancelled", message="On request."))
+    assert "begins it anew" in why(cli, cancelled)
     assert "may help" in why(cli, may_retry)
 
 
@@ -375,7 +403,7 @@ def test_why_tells_a_deadline_that_has_passed(cli: Cli, store: BlockingStore, tm
     store.run(ledger.record(claimed.hold, result="{}", events=[], deadline_s=0.001, **step))
     said = why(cli, execution_id)
     assert "Its deadline has passed" in said
-    assert "Step 'completion.1' is queued" in said
+    assert "past every queue and cap" in said
 
 
 def test_queues_show_families_and_tenants(cli: Cli, store: BlockingStore) -> None:

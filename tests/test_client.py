@@ -122,8 +122,10 @@ def test_a_cancel_is_answered_with_what_is_so(client: AgentExecClient, store: Bl
     execution_id = client.submit(REQUEST, tenant_id="acme")
     assert isinstance(client.cancel("acme", execution_id), CancelRequested)
     assert client.get("acme", execution_id).cancel_requested
-    play_worker(store, execution_id)
-    assert client.cancel("acme", execution_id) == AlreadyOver("completed")
+    assert isinstance(client.cancel("acme", execution_id), CancelRequested)
+    completed = client.submit(REQUEST, tenant_id="acme")
+    play_worker(store, completed)
+    assert client.cancel("acme", completed) == AlreadyOver("completed")
 
 
 def test_another_tenants_execution_is_not_there(client: AgentExecClient) -> None:

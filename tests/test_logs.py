@@ -127,3 +127,26 @@ def test_every_secret_of_the_settings_is_known(monkeypatch: pytest.MonkeyPatch) 
     assert {TOKEN, "an-openai-key", "a-local-key"} <= set(secrets)
     assert "none" not in secrets, "too short to be a secret, and a word"
     assert redact(json.dumps({"t": TOKEN}), secrets=secrets) == '{"t": "[redacted]"}'
+
+
+FULL_DISK = """
+import logging, os, sys
+from agent_exec import logs
+from agent_exec.settings import read_settings
+
+logs.configure(read_settings(), "worker")
+written, sys.stderr = sys.stderr, open("/dev/full", "w")
+for number in range(3):
+    logging.getLogger("library").warning("lost %d", number)
+sys.stderr = written
+logging.getLogger("library").warning("room again")
+logging.getLogger("library").warning("as ever")
+os._exit(0)  # a flush of the other stream could not be
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a disk that is always full")
+def test_lines_that_a_full_disk_swallows_are_counted(root: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=root, capture_output=True, text=True, check=True)
+    lines = [json.loads(line)["message"] for line in ended.stderr.splitlines()]
+    assert lines == ["3 log lines before this one could not be written", "room again", "as ever"]

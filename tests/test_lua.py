@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from agent_exec.store import BlockingStore
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for top in ("agent_exec", "notifier") for path in (ROOT / top).rglob("*.lua"))
@@ -21,7 +24,7 @@ def named(paths: list[Path]) -> list[object]:
 
 
 def header(path: Path) -> str:
-    lines = path.read_text().splitlines()
+    lines = path.read_text().removeprefix("#!lua\n").splitlines()
     end = next(index for index, line in enumerate(lines) if not line.startswith("--") or line.startswith("-- include"))
     return "\n".join(lines[:end])
 
@@ -67,3 +70,18 @@ def test_a_script_has_one_twin_of_its_name(path: Path) -> None:
     assert constant in {node.id for node in ast.walk(twin) if isinstance(node, ast.Name)}, "and the twin runs it"
     assert ast.get_docstring(twin)
     assert len(twin.args.posonlyargs + twin.args.args) <= 2
+
+
+def test_no_script_asks_more_of_a_server_than_redis_7(store: BlockingStore) -> None:
+    """By the server's own word on when each command came. Before 7.0 an error inside a script lost its code besides."""
+    called = {name for path in FILES for name in re.findall(r"redis\.call\('(\w+)'", path.read_text())}
+    assert len(called) > 20, "else this guards nothing"
+    since = {name: store.redis.execute_command("COMMAND DOCS", name) for name in called}
+    newer = {name: told for name, told in since.items() if _since(told) > (7, 0, 0)}
+    assert not newer
+
+
+def _since(told: Any) -> tuple[int, ...]:
+    [(_, about)] = told.items() if isinstance(told, dict) else [told]
+    fields = about if isinstance(about, dict) else dict(zip(about[::2], about[1::2], strict=True))
+    return tuple(int(part) for part in fields[b"since"].decode().split("."))

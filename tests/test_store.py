@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 
+from agent_exec import store as store_module
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.errors import StorageFull, StorageUnavailable
 from agent_exec.script import Call, Script
-from agent_exec.store import MAX_BATCH, BlockingStore, Store
+from agent_exec.store import MAX_BATCH, QUIET_S, REMIND_S, BlockingStore, Outage, Store, redis_errors
+from chaos.proxy import Proxy
 
 
 @pytest.fixture
@@ -109,6 +116,10 @@ async def test_a_full_server_is_another_error(tmp_path: Path) -> None:
         ("LOADING Redis is loading the dataset in memory", StorageUnavailable),
         ("BUSY Redis is busy running a script", StorageUnavailable),
         ("UNBLOCKED force unblock from blocking operation", StorageUnavailable),
+        ("MOVED 3999 127.0.0.1:6381", StorageUnavailable),
+        ("CROSSSLOT Keys in request don't hash to the same slot", StorageUnavailable),
+        ("CLUSTERDOWN The cluster is down", StorageUnavailable),
+        ("BUSYGROUP Consumer Group name already exists", redis.ResponseError),
         ("WRONGTYPE Operation against a key", redis.ResponseError),
     ],
 )
@@ -129,3 +140,142 @@ async def test_what_is_on_its_way_is_finished_before_the_store_closes(redis_url:
     await asyncio.sleep(0)
     await closing.aclose()
     assert await asked == "last"
+
+
+def test_a_connection_that_was_lost_while_idle_is_no_outage_under_uvloop(redis_url: str, echo: Script) -> None:
+    async def lose() -> None:
+        store = Store(redis_url)
+        await store.run(call(echo, "x"))
+        [connection] = store.redis.connection_pool._available_connections
+        connection._writer.transport.abort()
+        assert await store.run(call(echo, "y")) == "y"
+        await store.aclose()
+
+    uvloop.run(lose())
+
+
+# -- by way of a network that fails
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[Proxy]:
+    """A proxy before the server."""
+    with Proxy.before(redis_url) as running:
+        yield running
+
+
+@pytest.fixture
+def count(tmp_path: Path) -> Call[int]:
+    """A call that counts how often it took effect."""
+    (tmp_path / "count.lua").write_text(
+        "redis.call('EXPIRE', KEYS[1], 60)\nlocal n = redis.call('INCR', KEYS[1])\n"
+        "redis.call('EXPIRE', KEYS[1], 60)\nreturn n\n"
+    )
+    return Call(Script.load(tmp_path / "count.lua"), ["ax:count"], [], int)
+
+
+async def test_a_storm_of_cancels_mixes_up_no_replies(proxy: Proxy, echo: Script) -> None:
+    """Callers give up at every moment of a call that takes its time: before it is sent, under way, when it is there."""
+    stormy, dice = Store(proxy.url), random.Random(6)
+    proxy.delay(0.002)
+    wrong: list[tuple[str, str]] = []
+
+    async def ask(word: str) -> None:
+        answer = await stormy.run(call(echo, word))
+        if answer != word:
+            wrong.append((word, answer))
+
+    async def wait_for_nothing() -> None:
+        with redis_errors():
+            assert await stormy.redis.blpop(["ax:never"], timeout=0.05) is None
+
+    for round_ in range(40):
+        tasks = [asyncio.create_task(ask(f"{round_}:{number}")) for number in range(20)]
+        tasks += [asyncio.create_task(wait_for_nothing()) for _ in range(2)]
+        for task in dice.sample(tasks, 12):
+            asyncio.get_running_loop().call_later(dice.random() * 0.01, task.cancel)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if round_ % 10 == 0:
+            proxy.cut()
+    assert await stormy.run(call(echo, "last")) == "last"
+    assert not wrong
+    await stormy.aclose()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_sent(proxy: Proxy, count: Call[int]) -> None:
+    held = Store(proxy.url)
+    assert await held.run(count) == 1
+    proxy.hold(0.3)
+    first = asyncio.create_task(held.run(count))
+    await asyncio.sleep(0.05)
+    second = asyncio.create_task(held.run(count))
+    await asyncio.sleep(0.05)
+    second.cancel()
+    assert await first == 2
+    assert await held.run(count) == 3
+    await held.aclose()
+
+
+async def test_a_lost_reply_is_asked_for_again(proxy: Proxy, count: Call[int]) -> None:
+    """What is called must therefore be safe to repeat; this script is not, and counts twice."""
+    lossy = Store(proxy.url)
+    assert await lossy.run(count) == 1
+    proxy.drop_replies(1)
+    assert await lossy.run(count) == 3
+    proxy.drop_replies(4)
+    with pytest.raises(StorageUnavailable):
+        await lossy.run(count)
+    assert await lossy.insist(count) == 8
+    assert proxy.dropped == 5
+    await lossy.aclose()
+
+
+async def test_all_who_wait_for_a_silent_server_hear_of_it_together(
+    proxy: Proxy, echo: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(store_module.CONNECTION, "socket_timeout", 0.3)
+    waiting = Store(proxy.url)
+    assert await waiting.run(call(echo, "x")) == "x"
+    proxy.black_hole(True)
+    began = time.monotonic()
+    asked = [asyncio.create_task(waiting.run(call(echo, str(number)))) for number in range(10 * MAX_BATCH)]
+    insisting = asyncio.create_task(waiting.insist(call(echo, "insisted")))
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StorageUnavailable}
+    assert time.monotonic() - began < 2
+    proxy.black_hole(False)
+    assert await insisting == "insisted"
+    assert len(caplog.records) <= 2, "ten batches of calls are one outage"
+    await waiting.aclose()
+
+
+@pytest.mark.parametrize("said", ["LOADING Redis is loading the dataset in memory", "NOAUTH Authentication required."])
+async def test_f29_a_server_that_is_not_there_yet_is_away(said: str, echo: Script) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4_096):
+            writer.write(f"-{said}\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        away = Store(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        with pytest.raises(StorageUnavailable, match=said.partition(" ")[2].rstrip(".")):
+            await away.run(call(echo, "x"))
+        await away.aclose()
+
+
+def test_an_outage_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    outage, now_s = Outage(), 1_000.0
+    outage.passed(now_s=now_s)
+    for tick in range(1_000):
+        outage.met(StorageFull("Redis is full."), now_s=now_s + tick / 10)
+        outage.passed(now_s=now_s + tick / 10)
+    ended_s = now_s + 99.9 + QUIET_S
+    outage.passed(now_s=ended_s)
+    outage.passed(now_s=ended_s + REMIND_S)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Redis is full. What is under way is kept and tried again.",
+        "Redis is full. So it has been for 60 s, 601 calls.",
+        "Redis serves again, after 100.9 s and 1000 calls.",
+    ]

@@ -1,8 +1,9 @@
 """What may be handed to Celery: a wire message is opened and checked before any of Celery's code sees it. Pure.
 
-Owns the rules of a family's messages: Celery's protocol 2, JSON, run now. A message that breaks one is a dead letter with
-the rule as its reason; were it delivered, Celery would drop it (bad body), hold it in memory (ETA), decode what it should
-not (pickle), or stop (half of the headers). Does not know what the tasks are, nor what their arguments mean.
+Owns the rules of a family's messages: Celery's protocol 2, JSON, run now, no larger than their kind may be. A message that
+breaks one is a dead letter with the rule as its reason; were it delivered, Celery would drop it (bad body), hold it in
+memory (ETA), decode what it should not (pickle), or stop (half of the headers). Does not know what the tasks are, nor what
+their arguments mean.
 
 Source: Celery, "Message Protocol", version 2; kombu/transport/virtual/base.py for the envelope.
 """
@@ -10,14 +11,15 @@ Source: Celery, "Message Protocol", version 2; kombu/transport/virtual/base.py f
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from kombu.utils.json import loads
 
-from agent_exec.broker.fair_queue import Delivery
+from agent_exec.broker.fair_queue import MAX_HINT_BYTES, MAX_PLAIN_BYTES, Delivery
+from agent_exec.routing import EXECUTE_TASK
 
 JSON = "application/json"
 
@@ -29,8 +31,20 @@ class Malformed:
     reason: str
 
 
-def open_envelope(delivery: Delivery, *, now: datetime | None = None) -> dict[str, Any] | Malformed:
-    """Return the kombu message of a delivery, its delivery tag and redelivery count filled in, or what is wrong."""
+def open_envelope(
+    delivery: Delivery,
+    *,
+    max_hint_bytes: int = MAX_HINT_BYTES,
+    max_plain_bytes: int = MAX_PLAIN_BYTES,
+    intake_tasks: Collection[str] = (EXECUTE_TASK,),
+    now: datetime | None = None,
+) -> dict[str, Any] | Malformed:
+    """Return the kombu message of a delivery, its delivery tag and redelivery count filled in, or what is wrong.
+
+    Nothing above `max_plain_bytes` is decoded; above `max_hint_bytes`, only the `intake_tasks` are messages.
+    """
+    if len(delivery.message) > max_plain_bytes:
+        return Malformed(_too_large(delivery, at_most=max_plain_bytes))
     try:
         message = _decode(delivery.message)
     except ValueError as error:
@@ -44,6 +58,8 @@ def open_envelope(delivery: Delivery, *, now: datetime | None = None) -> dict[st
     )
     if wrong is not None:
         return Malformed(wrong)
+    if len(delivery.message) > max_hint_bytes and message["headers"]["task"] not in intake_tasks:
+        return Malformed(_too_large(delivery, at_most=max_hint_bytes))
     again = delivery.earlier_deliveries
     properties = message["properties"]
     properties["delivery_tag"] = delivery.delivery
@@ -52,6 +68,10 @@ def open_envelope(delivery: Delivery, *, now: datetime | None = None) -> dict[st
         message["headers"]["redelivered"] = True
         properties["delivery_info"].update(redelivered=True, redelivery_count=again)
     return message
+
+
+def _too_large(delivery: Delivery, *, at_most: int) -> str:
+    return f"has {len(delivery.message)} bytes; at most {at_most} are taken"
 
 
 def _wrong_properties(properties: Any) -> str | None:

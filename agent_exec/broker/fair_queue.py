@@ -69,12 +69,13 @@ _PURGE = Script.load(_LUA / "purge.lua")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One message in a worker's hands: settle it by `delivery`."""
+    """One message in a worker's hands: settle it by `delivery`. `more`: another may be had at once."""
 
     delivery: str
     queue: str
     message: bytes
     earlier_deliveries: int
+    more: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +174,10 @@ def pop(
     plain_first: bool = False,
     max_plain_bytes: int = MAX_PLAIN_BYTES,
     max_faults: int = MAX_FAULTS,
+    done: Sequence[str] = (),
     prefix: str = "",
 ) -> Call[Popped]:
-    """Return the call that takes the next message of a family, leased for `lease_s`.
+    """Return the call that takes the next message of a family, leased for `lease_s`, and first forgets those `done`.
 
     `plain_first` says which comes first where both plain and queued messages wait; a caller alternates, so that neither
     starves the other. The call also puts back what other workers' lapsed leases held.
@@ -191,6 +193,7 @@ def pop(
             max_plain_bytes,
             max_faults,
             *_DEAD_LIMITS,
+            *done,
         ),
         _popped,
     )
@@ -296,8 +299,14 @@ def _popped(reply: Any) -> Popped:
         return Nothing()
     if not reply:
         return Unfinished()
-    delivery, queue, message, earlier = reply
-    return Delivery(delivery=_text(delivery), queue=_text(queue), message=message, earlier_deliveries=int(earlier))
+    delivery, queue, message, earlier, more = reply
+    return Delivery(
+        delivery=_text(delivery),
+        queue=_text(queue),
+        message=message,
+        earlier_deliveries=int(earlier),
+        more=bool(more),
+    )
 
 
 def _text(value: bytes | str) -> str:

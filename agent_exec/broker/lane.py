@@ -12,7 +12,7 @@ variants that no BLMOVE watches, wait for that long and no longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from queue import Empty
 from time import monotonic
@@ -29,7 +29,7 @@ from agent_exec.script import Call
 #: The longest wait for a wake-up: an idle worker asks Redis this often.
 WAIT_S = 1.0
 #: A reply overdue by this much will not come: the connection is half open.
-OVERDUE_S = 10.0
+OVERDUE_S = 3.0
 #: The pause after an error that Redis answered with: full, loading, a replica.
 PAUSE_S = 1.0
 
@@ -51,8 +51,16 @@ class UnderWay(Enum):
 class Lane:
     """A family's connection. `ready`: there may be work, so ask before waiting. `woken`: somebody said that there is."""
 
-    def __init__(self, family: str, *, prefix: str, client: redis.Redis, take: Callable[[Lane, Popped], None]) -> None:
-        """Take a `client` for a connection of this lane alone, and who takes what is popped."""
+    def __init__(
+        self,
+        family: str,
+        *,
+        prefix: str,
+        client: redis.Redis,
+        take: Callable[[Lane, Popped], None],
+        unsaid: Callable[[Sequence[str]], None],
+    ) -> None:
+        """Take a `client` for a connection of this lane alone, who takes what is popped, and what a pop did not settle."""
         self.family = family
         self.client: Any = client
         self.ready = True
@@ -61,6 +69,8 @@ class Lane:
         self.connected = False
         self.resume_at = 0.0
         self._take = take
+        self._unsaid = unsaid
+        self._done: Sequence[str] = ()
         self._plain = keys.fair_plain(family, prefix)
         self._arriving = keys.fair_arriving(family, prefix)
         self._call: Call[Any] | None = None
@@ -76,9 +86,10 @@ class Lane:
         """May something be sent?"""
         return self.under_way is UnderWay.NOTHING and monotonic() >= self.resume_at
 
-    def pop(self, call: Call[Popped]) -> None:
-        """Ask for a message."""
+    def pop(self, call: Call[Popped], *, done: Sequence[str] = ()) -> None:
+        """Ask for a message; the call says as well that the deliveries `done` are."""
         self.woken = False
+        self._done = done
         self._send_call(UnderWay.POP, call)
 
     def wait(self) -> None:
@@ -107,7 +118,7 @@ class Lane:
         Raises:
             Empty: it was no message.
         """
-        answered, self.under_way = self.under_way, UnderWay.NOTHING
+        answered = self.under_way
         if answered is UnderWay.NOTHING:  # readable with nothing asked: the server has closed the connection
             self.drop()
             raise Empty
@@ -115,6 +126,7 @@ class Lane:
             reply = self.client.parse_response(self.client.connection, answered.name)
         except NoScriptError:
             self._load()
+            self.forget()
             self.woken = answered is UnderWay.PASS_ON
             raise Empty from None
         except (ResponseError, BusyLoadingError) as error:
@@ -127,6 +139,7 @@ class Lane:
             # Celery hear of it and start its consumer anew.
             self.drop()
             raise Empty from None
+        self.under_way, self._done = UnderWay.NOTHING, ()
         match answered:
             case UnderWay.POP:
                 assert self._call is not None
@@ -146,9 +159,16 @@ class Lane:
         self.client.connection.send_command("SCRIPT", "LOAD", self._call.script.source)
         self.client.parse_response(self.client.connection, "SCRIPT LOAD")
 
+    def forget(self) -> None:
+        """Whatever was asked will not be answered."""
+        self.under_way = UnderWay.NOTHING
+        done, self._done = self._done, ()
+        self._unsaid(done)
+
     def drop(self) -> None:
         """Give the connection up; the next poll makes another."""
-        self.under_way, self.connected = UnderWay.NOTHING, False
+        self.forget()
+        self.connected = False
         self.ready = True
         self.client.connection.disconnect()
 
@@ -171,9 +191,10 @@ class Lane:
             try:
                 if connection.can_read(timeout=WAIT_S):
                     popped = self._call.parse(self.client.parse_response(connection, "EVALSHA"))
+                    self._done = ()
             except (RedisError, OSError) as error:  # then its lease lapses
                 logger.debug("Family %s: the last pop was not read: %s", self.family, error)
-        self.under_way = UnderWay.NOTHING
+        self.forget()
         connection.disconnect()
         self.client.connection = None
         self.client.connection_pool.release(connection)

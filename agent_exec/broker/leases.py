@@ -13,7 +13,8 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -30,8 +31,12 @@ T = TypeVar("T")
 TICK_S = 1.0
 #: Renewals in one lease: two may fail before it lapses.
 RENEWALS_PER_LEASE = 3
+#: A settlement waits this long for Redis where the transport options set no `socket_timeout`; it is repeated later.
+SETTLE_TIMEOUT_S = 5.0
 #: Leases renewed in one call: about a millisecond of Redis.
 RENEW_BATCH = 500
+#: Acknowledgements in one call: the same.
+DONE_BATCH = 50
 
 logger = get_logger(__name__)
 
@@ -69,6 +74,7 @@ class Leases:
         #: each write is one dictionary operation.
         self._held: dict[str, weakref.ref[Any] | None] = {}
         self._abandoned: deque[str] = deque()
+        self._done: deque[str] = deque()
         self._unsettled: deque[Call[Any]] = deque()
         self._one_at_a_time = threading.Lock()
         self._closed = False
@@ -105,6 +111,28 @@ class Leases:
         """The message is done."""
         self._settle(delivery, fair_queue.ack([delivery], prefix=self._prefix))
 
+    def ack_soon(self, delivery: str) -> None:
+        """The message is done, which the next pop says on its way: see `take_done`."""
+        self._held.pop(delivery, None)
+        self._done.append(delivery)
+
+    def take_done(self) -> list[str]:
+        """Return some of what `ack_soon` has been told, for the caller to say; give back what could not be said."""
+        done: list[str] = []
+        with suppress(IndexError):  # another thread may take some too
+            while len(done) < DONE_BATCH:
+                done.append(self._done.popleft())
+        return done
+
+    def give_back_done(self, done: Iterable[str]) -> None:
+        """What was taken was not said, or it is not known whether it was. It may be said twice."""
+        self._done.extend(done)
+
+    def say_done(self) -> None:
+        """Say it now: there is no pop to say it."""
+        while done := self.take_done():
+            self._say(done[0], fair_queue.ack(done, prefix=self._prefix))
+
     def requeue(self, delivery: str) -> None:
         """The worker refused the message: another may try."""
         self._settle(delivery, fair_queue.requeue(delivery, max_faults=self._max_faults, prefix=self._prefix))
@@ -119,6 +147,9 @@ class Leases:
 
     def _settle(self, delivery: str, call: Call[Any]) -> None:
         self._held.pop(delivery, None)
+        self._say(delivery, call)
+
+    def _say(self, delivery: str, call: Call[Any]) -> None:
         if self._unsettled:  # Redis is away; a task that ends now need not find that out for itself
             self._unsettled.append(call)
             return
@@ -142,6 +173,8 @@ class Leases:
         return len(self._held) if self._closed else 0
 
     def _give_back(self) -> None:
+        if os.getpid() == self._pid:
+            self.say_done()
         held = list(self._held)
         if held and os.getpid() == self._pid:
             try:
@@ -159,6 +192,7 @@ class Leases:
             self._nudge.clear()
             try:
                 self._retry_unsettled()
+                self.say_done()
                 self._return_abandoned()
                 if monotonic() - renewed_at >= renew_every_s:
                     self._renew()
@@ -171,7 +205,7 @@ class Leases:
                 self._failing = True
             else:
                 self._failing = False
-                if self._closed and not self._held and not self._unsettled and not self._abandoned:
+                if self._closed and not (self._held or self._done or self._unsettled or self._abandoned):
                     break
         assert self._client is not None
         pool = self._client.connection_pool

@@ -1,4 +1,4 @@
-"""`show`, `cancel` and `prioritise`: one execution, as it stands, to its end, and sooner or later than others."""
+"""`show`, `cancel` and `prioritise`: executions, as they stand, to their end, and sooner or later than others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from agent_exec.cli.options import connected_client, json_option, tenant_option
 from agent_exec.cli.text import columns, moment, one_line, printable
 from agent_exec.contract.execution import ExecutionView
+from agent_exec.errors import NotFound
 from agent_exec.ledger.ledger import AlreadyOver
 
 
@@ -24,20 +25,32 @@ def show(execution_id: str, tenant_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("execution_id", metavar="ID")
+@click.argument("execution_ids", metavar="ID...", nargs=-1, required=True)
 @tenant_option
 @json_option
-def cancel(execution_id: str, tenant_id: str, as_json: bool) -> None:
-    """Ask for the end of an execution; durable when this returns, and no error if it has ended already."""
+@click.pass_context
+def cancel(ctx: click.Context, execution_ids: tuple[str, ...], tenant_id: str, as_json: bool) -> None:
+    """Ask for the end of an execution, or of several; durable when this returns.
+
+    One that has ended already is no error. The exit code is 1 if one is not there; the others are cancelled all the same.
+    """
+    missing = False
     with connected_client() as client:
-        answer = client.cancel(tenant_id, execution_id)
-    over = answer.status if isinstance(answer, AlreadyOver) else None
-    if as_json:
-        click.echo(json.dumps({"execution_id": execution_id, "already_over": over}))
-    elif over is None:
-        click.echo(f"Execution '{execution_id}': its end is asked for; it ends as failed, with the code 'cancelled'.")
-    else:
-        click.echo(f"Execution '{execution_id}': had ended before, as {over}.")
+        for execution_id in execution_ids:
+            try:
+                answer = client.cancel(tenant_id, execution_id)
+            except NotFound as error:
+                click.echo(f"agent-exec: {error.code}: {error}", err=True)
+                missing = True
+                continue
+            over = answer.status if isinstance(answer, AlreadyOver) else None
+            if as_json:
+                click.echo(json.dumps({"execution_id": execution_id, "status": over or "cancel_requested"}))
+            elif over is None:
+                click.echo(f"Execution '{execution_id}': its end is asked for; it will fail with 'cancelled'.")
+            else:
+                click.echo(f"Execution '{execution_id}': had ended before, as {over}.")
+    ctx.exit(1 if missing else 0)
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from agent_exec.contract.agent import AgentConfig, Tenant
+from agent_exec.contract.command import CommandResult
 from agent_exec.contract.event import (
     CompletedData,
     FailedData,
@@ -50,6 +51,7 @@ WRITTEN: dict[str, type[ContractModel]] = {
     "frame-data-step-restarted": StepRestartedData,
     "frame-data-completed": CompletedData,
     "frame-data-failed": FailedData,
+    "command-result": CommandResult,
     "tool-execution": ToolExecution,
     "query": Query,
     "embedding": Embedding,

@@ -21,6 +21,8 @@ from agent_exec.broker.fair_queue import FamilyDepth, TenantDepth
 from agent_exec.cli.options import connected_store, json_option, tenant_option
 from agent_exec.cli.text import columns, moment, one_line
 from agent_exec.contract.event import EventName
+from agent_exec.contract.execution import ErrorDetail
+from agent_exec.errors import Cancelled
 from agent_exec.events import LoggedEvent
 from agent_exec.ledger import ledger
 from agent_exec.ledger.record import ExecutionRecord
@@ -28,6 +30,11 @@ from agent_exec.store import redis_errors
 
 #: How many of the last events are shown; tokens say nothing about where an execution stands, and are left out.
 LAST_EVENTS = 8
+#: How an execution ends that has to.
+_ENDS = (
+    "A step that runs is stopped by its worker's next heartbeat; where none runs, any worker ends it within a second or "
+    "two, past every queue and cap. If nothing happens, no worker runs: celery -A tasks worker."
+)
 
 
 class StepState(BaseModel):
@@ -93,15 +100,27 @@ def advice(standing: Standing) -> Iterator[str]:
         return
     if response is not None and response.error is not None:
         yield f"It has failed with '{response.error.code}': {response.error.message}"
-        again = "may help: the cause may be gone." if response.error.retryable else "as it is would fail again."
-        yield f"Submitting it again {again}"
+        yield f"Submitting it again {_again(response.error)}"
+        return
+    if int(record.fields["v"]) > ledger.SCHEMA_VERSION:
+        yield (
+            f"A newer release accepted it (record {record.fields['v']}, known here {ledger.SCHEMA_VERSION}): only a "
+            "worker of that release runs it. Start one, and use its agent-exec."
+        )
         return
     if record.cancel_requested:
-        yield "Its end is asked for: the next worker that touches it ends it."
+        yield f"Its end is asked for. {_ENDS}"
     elif record.deadline_ms is not None and record.deadline_ms < standing.now_ms:
-        yield "Its deadline has passed: the next worker that touches it ends it."
-    for name, step in standing.steps.items():
-        yield from _advice(standing, name, step)
+        yield f"Its deadline has passed. {_ENDS}"
+    else:
+        for name, step in standing.steps.items():
+            yield from _advice(standing, name, step)
+
+
+def _again(error: ErrorDetail) -> str:
+    if error.code == Cancelled.code:
+        return "begins it anew."
+    return "may help: the cause may be gone." if error.retryable else "as it is would fail again."
 
 
 def _advice(standing: Standing, name: str, step: StepState) -> Iterator[str]:
@@ -125,7 +144,8 @@ def _advice(standing: Standing, name: str, step: StepState) -> Iterator[str]:
             if depth.at_cap:
                 yield (
                     f"Step '{name}' is queued, and tenant '{standing.record.tenant_id}' is at its cap of "
-                    f"{depth.in_flight} in flight: it starts when one of those ends. See: agent-exec queues."
+                    f"{depth.in_flight} in flight: it starts when one of those ends, or when Agent Management gives the "
+                    "tenant a higher max_in_flight. See: agent-exec queues."
                 )
             else:
                 yield (

@@ -16,7 +16,7 @@ from agent_exec.contract.message import Message, Status
 
 @dataclass(frozen=True)
 class ExecutionRecord:
-    """One execution; `fields` is its hash, decoded to text."""
+    """One execution; `fields` is its hash, or what a claim brought of it, decoded to text."""
 
     fields: Mapping[str, str]
 
@@ -43,7 +43,7 @@ class ExecutionRecord:
     @property
     def wish(self) -> int:
         """The priority that the caller wishes for, 0–9: the message's, unless it was changed since."""
-        return int(self.fields["wish"]) if "wish" in self.fields else self.message.priority
+        return int(self.fields["wish"])
 
     @property
     def cancel_requested(self) -> bool:
@@ -83,7 +83,7 @@ class ExecutionRecord:
 
     def result(self, step: str) -> str | None:
         """Return the JSON that `step` journaled, or None."""
-        return self.fields.get(f"result:{step}")
+        return self.fields.get(result_field(step))
 
     @property
     def steps(self) -> dict[str, str]:
@@ -105,6 +105,11 @@ class ExecutionRecord:
             last_sequence=int(self.fields["sequence"]),
             response=self.response,
         )
+
+
+def result_field(step: str) -> str:
+    """Return the field in which a step's result is journaled."""
+    return f"result:{step}"
 
 
 def at(milliseconds: str | int) -> datetime:

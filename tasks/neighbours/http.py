@@ -17,6 +17,9 @@ from agent_exec.errors import NeighbourRefused, NeighbourUnavailable
 
 #: What of an answer is read; a tool that says more has to be asked for less.
 MAX_ANSWER_BYTES = 2_000_000
+#: Below what servers keep an idle connection for (uvicorn 5 s): a request that meets the end of one is lost, and a tool with
+#: an effect would be in doubt for it.
+KEEP_ALIVE_S = 2.0
 #: A server that asks for a longer pause is treated as one that names none.
 MAX_RETRY_AFTER_S = 3_600.0
 
@@ -41,7 +44,7 @@ class Neighbour:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=100),
+            connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=KEEP_ALIVE_S),
             trust_env=False,
         )
 

@@ -59,7 +59,14 @@ async def test_a_cancel_over_the_socket_is_durable(
     async with acme.ws_connect(f"{execution.path}/ws", params={"after": "1"}) as socket:
         await socket.send_json({"command": "cancel_execution"})
         answer = await socket.receive_json()
-        assert (answer["event"], answer["status"], answer["error"]) == ("command_result", "cancel_requested", None)
+        assert answer == {
+            "event": "command_result",
+            "service": "agent-execution",
+            "command": "cancel_execution",
+            "execution_id": execution.id,
+            "ok": True,
+            "status": "cancel_requested",
+        }
         await socket.send_json({"command": "cancel_execution", "execution_id": execution.id})
         assert (await socket.receive_json())["status"] == "cancel_requested"
     assert (await async_store.run(ledger.look("acme", execution.id))).cancel_requested
@@ -86,7 +93,8 @@ async def test_three_commands_that_are_none_close_the_socket(
         for _ in range(3):
             await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_str(message))
             answer = await socket.receive_json()
-            assert answer["error"]["code"] in ("invalid_json", "invalid_message")
+            assert (answer["ok"], answer["command"]) == (False, None)
+            assert answer["code"] in ("invalid_json", "invalid_message")
         assert await close_code(socket) == 1008
     assert not (await async_store.run(ledger.look("acme", execution.id))).cancel_requested
 
@@ -99,7 +107,7 @@ async def test_a_command_for_another_execution_finds_none(
     async with globex.ws_connect(f"/v1/executions/{own}/ws", params={"after": "1"}) as socket:
         for other in (execution.id, str(uuid.uuid4())):
             await socket.send_json({"command": "cancel_execution", "execution_id": other})
-            assert (await socket.receive_json())["error"]["code"] == "not_found"
+            assert (await socket.receive_json())["code"] == "not_found"
 
 
 async def test_a_socket_that_never_stops_commanding_is_closed(

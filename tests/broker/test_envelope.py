@@ -141,6 +141,22 @@ def test_what_celery_must_not_see(path: str, value: Any, reason: str) -> None:
     assert wrong.reason.startswith(reason)
 
 
+@pytest.mark.parametrize("task", ["agent_exec.prompt", "agent_exec.execute"])
+@pytest.mark.parametrize(("size", "allowed"), [(16_384, {"prompt", "execute"}), (16_385, {"execute"})])
+def test_a_hint_is_small_and_a_request_may_be_large(task: str, size: int, allowed: set[str]) -> None:
+    wire = message(**{"headers.task": task, "headers.argsrepr": ""})
+    wire["headers"]["argsrepr"] = "x" * (size - len(json.dumps(wire)))
+    wrong = opened(json.dumps(wire))
+    if task.removeprefix("agent_exec.") in allowed:
+        assert isinstance(wrong, dict)
+    else:
+        assert wrong == Malformed("has 16385 bytes; at most 16384 are taken")
+
+
+def test_what_no_kind_of_message_may_be_is_not_decoded() -> None:
+    assert opened("x" * 1_500_001) == Malformed("has 1500001 bytes; at most 1500000 are taken")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

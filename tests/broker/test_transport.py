@@ -27,7 +27,8 @@ from redis.exceptions import BusyLoadingError
 
 from agent_exec import embedded, keys
 from agent_exec.broker import fair_queue, lane, leases
-from agent_exec.broker.transport import Channel, SentinelTransport, Transport, register
+from agent_exec.broker.channel import Channel
+from agent_exec.broker.transport import SentinelTransport, Transport, register
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.errors import InvalidMessage
 from agent_exec.hint import Hint

@@ -7,25 +7,29 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from agent_exec.broker import fair_queue
-from tests.broker.workers import STOCK, Bench, Start, Worker, until
+from tests.broker.workers import POOLS, STOCK, Bench, Start, Worker, until
 
 
-@pytest.fixture(scope="module")
-def pair(start: Start) -> list[Worker]:
-    """Two workers that live through all tests of this file."""
-    return [worker.ready() for worker in (start("threads", 4), start("prefork", 2))]
+@pytest.fixture(scope="module", params=POOLS)
+def pair(start: Start, request: pytest.FixtureRequest) -> Iterator[list[Worker]]:
+    """Two workers of one pool that live through all tests of this file."""
+    workers = [start(request.param, 4), start(request.param, 2)]
+    yield [worker.ready() for worker in workers]
+    for worker in workers:
+        worker.stop()
 
 
 def test_a_new_tenant_is_served_at_once(pair: list[Worker], bench: Bench) -> None:
     delays = []
     for number, queue in enumerate(["agent_execution:new", "agent_tools:new:a", "agent_execution"] * 4):
-        until(bench.idle)
+        until(lambda: not bench.depths()["agent_execution"].in_flight)
         sent_at = time.time()
         bench.send(queue, f"n/{number}")
         until(lambda name=f"n/{number}": name in bench.ended())

@@ -24,6 +24,8 @@ from agent_exec.script import Call
 from agent_exec.store import BlockingStore
 
 STOCK = "kombu.transport.redis:Transport"
+#: The pools that people use. The application of the asyncio pool names it, for Celery's `-P` cannot.
+POOLS = ["threads", "prefork", "asyncio"]
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
@@ -46,8 +48,6 @@ class Worker:
             "--result-backend",
             diary_url,
             "worker",
-            "-P",
-            pool,
             "-c",
             str(slots),
             "-n",
@@ -57,9 +57,14 @@ class Worker:
             "-E",
         ]
         command += ["-Q", "agent_execution,agent_tools,ordinary", "--without-mingle", "--without-gossip"]
+        app = "fair_app"
+        if pool == "asyncio":
+            app = "fair_async_app"
+        else:
+            command += ["-P", pool]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.broker.fair_app", *command],
+                [sys.executable, "-m", "celery", "-A", f"tests.broker.{app}", *command],
                 cwd=root,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -115,6 +120,10 @@ class Bench:
     def begun_at(self) -> dict[str, float]:
         return {name: float(at) for name, at in (entry.split() for entry in self.pages.lrange("begun", 0, -1))}
 
+    def at_once_of_each(self) -> int:
+        """How often the task that ran most often at once did so, for names that are groups of their own."""
+        return max(self.at_once(name) for name in self.ended())
+
     def ended(self) -> set[str]:
         return set(self.pages.lrange("ended", 0, -1))
 
@@ -127,7 +136,7 @@ class Bench:
     def idle(self) -> bool:
         """Nothing waits, nothing is in flight, and no key says otherwise."""
         leftover = {name.decode() for name in self.store.redis.scan_iter("ax:queue:*")}
-        return leftover <= {"ax:queue:clock", "ax:queue:dead", "ax:queue:cap", "ax:queue:weight"}
+        return leftover <= {"ax:queue:clock", "ax:queue:dead", "ax:queue:share"}
 
     def close(self) -> None:
         self.app.close()

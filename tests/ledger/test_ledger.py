@@ -16,7 +16,16 @@ from agent_exec.contract.message import Message
 from agent_exec.errors import Conflict, NotFound, QueueFull
 from agent_exec.hint import Hint
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Hold, NotClaimed, StepRef
+from agent_exec.ledger.ledger import (
+    AlreadyOver,
+    CancelRequested,
+    Claimed,
+    Event,
+    Hold,
+    NotClaimed,
+    Prioritised,
+    StepRef,
+)
 from agent_exec.script import Call
 from agent_exec.store import BlockingStore
 
@@ -52,7 +61,7 @@ def advance(store: BlockingStore, ref: StepRef, *next_steps: str, join: str = ""
     return at(ref, next_steps[0])
 
 
-def finish(hold: Hold, status: str = "completed") -> Call[str]:
+def finish(hold: Hold, status: str = "completed", *, cancelled: bool = False) -> Call[str]:
     return ledger.finish(
         hold,
         result="{}",
@@ -61,6 +70,7 @@ def finish(hold: Hold, status: str = "completed") -> Call[str]:
         celery_result="{}",
         events=[Event(EventName.COMPLETED, "{}")],
         retention_s=DAY_S,
+        cancelled=cancelled,
     )
 
 
@@ -244,7 +254,7 @@ def test_due_forgets_steps_whose_execution_is_gone(store: BlockingStore) -> None
 def test_a_released_step_can_be_claimed_at_once_and_counts_no_attempt(store: BlockingStore) -> None:
     ref = accepted(store)
     hold = claimed(store, ref).hold
-    assert [store.run(ledger.release(hold)), store.run(ledger.release(hold))] == ["released", "fenced"]
+    assert [store.run(ledger.release(hold)), store.run(ledger.release(hold))] == ["released", "done"]
     assert claimed(store, ref).attempt == 1
 
 
@@ -281,21 +291,24 @@ def test_nothing_is_written_after_the_end(store: BlockingStore) -> None:
         ledger.release(two),
         finish(two, "failed"),
     ]
-    assert [store.run(write) for write in writes] == ["over"] * len(writes)
+    assert [store.run(write) for write in writes] == ["fenced"] + ["over"] * (len(writes) - 1)
     assert store.run(ledger.claim(two.ref, lease_s=1, worker="w")) == NotClaimed("over")
     assert logged(store, ref)[-1] == "agent_execution_completed"
 
 
 def test_cancel_is_durable_and_says_what_was_already_over(store: BlockingStore) -> None:
     ref = accepted(store)
-    answer = store.run(ledger.cancel("acme", ref.execution_id))
-    assert isinstance(answer, CancelRequested)
-    assert [(hint.step, hint.priority, hint.label) for hint in answer.hints] == [("prompt", 9, "cancel")]
+    assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested()
+    due = store.run(ledger.due())
+    assert (due.ends, due.hints) == ((ref,), ()), "no queue and no cap is in the way of an end"
     claim = claimed(store, ref)
     assert claim.execution.cancel_requested
     assert store.run(ledger.renew([claim.hold], lease_s=30)) == ["cancelled"]
-    assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested(())
-    store.run(finish(claim.hold, "failed"))
+    assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested()
+    before = logged(store, ref)
+    assert [store.run(finish(claim.hold, status)) for status in ("completed", "failed")] == ["cancelled"] * 2
+    assert logged(store, ref) == before, "whoever cancels was told that this is the end, and no other is"
+    assert store.run(finish(claim.hold, "failed", cancelled=True)) == "finished"
     assert store.run(ledger.cancel("acme", ref.execution_id)) == AlreadyOver("failed")
 
 
@@ -369,3 +382,118 @@ def test_a_plan_that_a_worker_has_learnt_bounds_the_priority(store: BlockingStor
     assert priority() == routing.MOST_URGENT[routing.UNKNOWN_PLAN]
     store.run(ledger.note_tenant(Tenant(tenant_id="acme", plan="pro"), keep_s=60))
     assert priority() == routing.MOST_URGENT["pro"]
+
+
+def test_a_record_of_a_newer_release_is_left_to_it_and_not_dropped(store: BlockingStore) -> None:
+    ref = accepted(store)
+    key = keys.execution("acme", ref.execution_id)
+    store.redis.hset(key, "v", ledger.SCHEMA_VERSION + 1)
+    before = store.redis.hgetall(key)
+    assert store.run(ledger.claim(ref, lease_s=30, worker="w")) == NotClaimed("newer")
+    assert [store.run(ledger.put_off(ref)), store.run(ledger.put_off(ref))] == ["put off", "put off"]
+    assert store.redis.hgetall(key) == before, "nothing of it is touched"
+    due = store.run(ledger.due())
+    assert due.hints == ()
+    assert due.next_in_ms is not None
+    assert 0 < due.next_in_ms <= ledger.NEWER_AGAIN_AFTER_MS
+    [hint] = _due_within(store, 2.0)
+    assert (hint.execution_id, hint.step, hint.label) == (ref.execution_id, "prompt", "0")
+
+
+def test_putting_off_makes_no_step_due_that_is_not(store: BlockingStore) -> None:
+    done, runs = accepted(store), accepted(store)
+    store.run(finish(claimed(store, done).hold))
+    claimed(store, runs)
+    assert [store.run(ledger.put_off(ref)) for ref in (done, runs)] == ["put off", "put off"]
+    assert store.run(ledger.put_off(StepRef("globex", runs.execution_id, "prompt"))) == "gone"
+    assert store.redis.zcard(keys.pending()) == 1
+
+
+def test_a_newer_record_is_looked_after_by_any_release(store: BlockingStore) -> None:
+    ref = accepted(store)
+    store.redis.hset(keys.execution("acme", ref.execution_id), "v", ledger.SCHEMA_VERSION + 1)
+    answer = store.run(ledger.prioritise("acme", ref.execution_id, wish=1))
+    assert isinstance(answer, Prioritised)
+    assert [hint.step for hint in answer.queued] == ["prompt"]
+    assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested()
+    assert store.run(ledger.due()).ends == (ref,)
+    assert store.run(ledger.look("acme", ref.execution_id)).cancel_requested
+    assert [one.execution_id for one in store.run(ledger.list_executions("acme", limit=9))] == [ref.execution_id]
+    assert logged(store, ref) == ["agent_execution_started"]
+
+
+def test_a_claim_whose_reply_was_lost_is_the_same_claim(store: BlockingStore) -> None:
+    ref = accepted(store)
+    call = ledger.claim(ref, lease_s=30, worker="w")
+    first, again = store.run(call), store.run(call)
+    assert isinstance(first, Claimed)
+    assert isinstance(again, Claimed)
+    assert (again.hold, again.attempt) == (first.hold, first.attempt) == (Hold(ref, 1), 1)
+    assert store.run(ledger.claim(ref, lease_s=30, worker="w")) == NotClaimed("busy"), (
+        "the same worker's, by another hint"
+    )
+
+
+def test_an_acceptance_repeated_has_the_hint_sent_that_may_not_have_been(store: BlockingStore) -> None:
+    message = a_message()
+    ref = accepted(store, message)
+    assert store.run(ledger.due()).hints == ()
+    accepted(store, message)
+    assert [hint.step for hint in store.run(ledger.due()).hints] == ["prompt"]
+    claimed(store, ref)
+    accepted(store, message)
+    assert store.run(ledger.due()).hints == (), "a worker has begun"
+
+
+def test_the_worker_of_the_last_join_may_die_before_it_sends_a_hint(store: BlockingStore) -> None:
+    ref = advance(store, accepted(store), "completion.1")
+    advance(store, ref, "tool_call.1.0", "tool_call.1.1", join="completion.2")
+    for step in ("tool_call.1.0", "tool_call.1.1"):
+        hold = claimed(store, at(ref, step)).hold
+        store.run(ledger.join(hold, result="{}", events=[], target="completion.2", parent_id="p"))
+    [member] = store.redis.zrange(keys.pending(), 0, -1)
+    store.redis.zincrby(keys.pending(), -ledger.LOST_HINT_AFTER_MS, member)
+    assert [hint.step for hint in store.run(ledger.due()).hints] == ["completion.2"]
+    assert not [name for name in fields(store, ref) if name.startswith(("joined:", "expected:", "hold:", "pieces:"))]
+
+
+def fields(store: BlockingStore, ref: StepRef) -> list[str]:
+    return [name.decode() for name in store.redis.hkeys(keys.execution(ref.tenant_id, ref.execution_id))]
+
+
+def test_a_claim_brings_what_the_step_reads_and_no_more(store: BlockingStore) -> None:
+    ref = advance(store, accepted(store), "completion.1")
+    ref = advance(store, ref, "completion.2")
+    brought = claimed(store, ref).execution.fields
+    assert {"message", "result:prompt", "result:completion.1", "status", "agent"} <= set(brought)
+    assert not [name for name in brought if name.startswith(("step:", "hold:", "pieces:"))]
+    store.run(ledger.release(Hold(ref, 1)))
+    call = ledger.claim(ref, lease_s=30, worker="w", fields=["agent", "result:completion.1", "cancel_ms"])
+    few = store.run(call)
+    assert isinstance(few, Claimed)
+    assert few.execution.fields == {"agent": "desk", "result:completion.1": "{}"}
+
+
+def test_the_outbox_keeps_few_of_those_that_have_expired(store: BlockingStore) -> None:
+    """Where no notifier runs nobody else takes them out."""
+    store.redis.zadd(keys.outbox(), {f"acme gone-{index}": index for index in range(200)})
+    living = [accepted(store) for _ in range(200)]
+    outbox = {member.decode() for member in store.redis.zrange(keys.outbox(), 0, -1)}
+    assert {f"acme {ref.execution_id}" for ref in living} <= outbox
+    assert len(outbox) < 300, "each acceptance looked at three of them"
+
+
+def test_the_largest_execution_that_the_contract_allows_is_ended_in_little_time(store: BlockingStore) -> None:
+    """1,102 steps: the scripts that go through all of them hold Redis for some milliseconds, once."""
+    ref = accepted(store)
+    key = keys.execution("acme", ref.execution_id)
+    done = json.dumps({"state": "done", "fence": 1, "lease_ms": 0, "attempts": 1, "retries": 0, "parent": "p"})
+    for index in range(1_101):
+        store.redis.hset(key, mapping={f"step:tool_call.1.{index}": done, f"result:tool_call.1.{index}": "{}"})
+    hold = claimed(store, ref).hold
+    store.redis.config_resetstat()
+    assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested()
+    assert isinstance(store.run(ledger.prioritise("acme", ref.execution_id, wish=2)), Prioritised)
+    assert store.run(finish(hold, "failed", cancelled=True)) == "finished"
+    spent = store.redis.info("commandstats")["cmdstat_evalsha"]
+    assert spent["usec_per_call"] < 100_000, "of a machine however busy"

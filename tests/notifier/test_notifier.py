@@ -297,16 +297,15 @@ async def test_a_cancel_is_durable_and_answered(
     assert (await async_store.run(ledger.look("globex", hold.ref.execution_id))).cancel_requested
 
 
-async def test_a_cancel_of_what_waits_in_a_queue_sends_a_hint_past_it(
+async def test_a_cancel_of_what_waits_in_a_queue_makes_it_due_at_once(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
 ) -> None:
     hold = await work.begin()
-    await async_store.run(ledger.release(hold))
+    await async_store.run(ledger.wait(hold, due_in_s=3_600, events=[]))
     async with notifying():
         await orchestrator.say({"command": "cancel_execution", "execution_id": hold.ref.execution_id})
         await until(orchestrator.results)
-    hints = await async_store.redis.hkeys(keys.fair_message())
-    assert hints == [f"{hold.ref.execution_id}.prompt.cancel".encode()]
+    assert (await async_store.run(ledger.due())).ends == (hold.ref,)
 
 
 async def test_an_approval_that_nobody_waits_for_is_answered(

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
+from agent_exec.contract.command import CommandResult
 from agent_exec.events import event_id
 from notifier.protocol import (
     Ack,
     BadCommand,
     CancelExecution,
-    CommandResult,
     Ignored,
     Position,
     Probe,
@@ -113,7 +113,7 @@ def test_a_command_with_wrong_fields_is_told_so(message: str, complaint: str) ->
 
 
 def test_a_result_says_what_became_of_a_command() -> None:
-    done = CommandResult("cancel_execution", EXECUTION)
+    done = CommandResult(command="cancel_execution", execution_id=EXECUTION)
     assert json.loads(done.frame()) == {
         "event": "command_result",
         "service": "agent-execution",
@@ -121,7 +121,9 @@ def test_a_result_says_what_became_of_a_command() -> None:
         "execution_id": EXECUTION,
         "ok": True,
     }
-    refused = json.loads(CommandResult("resolve_approval", None, code="c", message="m", tool_call_id="t").frame())
+    refused = json.loads(
+        CommandResult(command="resolve_approval", execution_id=None, code="c", message="m", tool_call_id="t").frame()
+    )
     assert (refused["ok"], refused["code"], refused["message"], refused["tool_call_id"]) == (False, "c", "m", "t")
     assert refused["execution_id"] is None
 

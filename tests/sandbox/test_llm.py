@@ -271,6 +271,29 @@ async def test_keeps_a_journal_of_calls_without_the_keys(openai_client: AsyncOpe
     assert (await http.get("/groq/journal")).json()["calls"] == []
 
 
+async def test_journals_the_turn_and_whose_texts_a_call_holds(
+    openai_client: AsyncOpenAI, http: httpx.AsyncClient
+) -> None:
+    called = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "calculator", "arguments": '{"expression": "2 * 3"}'},
+    }
+    earlier = [*asked("Hello"), {"role": "assistant", "content": "Hello! I am canary-globex."}]
+    question = {"role": "user", "content": "canary-acme. What is 2 * 3?"}
+    answered = [
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "c1", "content": '{"expression": "2 * 3", "value": 6}'},
+    ]
+    await streamed(openai_client, model="sandbox-1", messages=[question], tools=TOOLS)
+    await streamed(openai_client, model="sandbox-1", messages=[*earlier, question, *answered], tools=TOOLS)
+
+    first, second = (await http.get("/openai/journal")).json()["calls"]
+
+    assert (first["turn"], first["canaries"]) == (1, ["canary-acme"])
+    assert (second["turn"], second["canaries"]) == (2, ["canary-acme", "canary-globex"])
+
+
 async def test_notices_that_the_client_left() -> None:
     async with (
         serving(llm.create_app("openai", pace=1)) as url,

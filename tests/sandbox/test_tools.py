@@ -133,6 +133,15 @@ async def test_an_effect_happens_once_for_its_key(http: httpx.AsyncClient) -> No
     assert [call["repeated"] for call in journal["calls"]] == [False, True, True, True, True, True]
 
 
+async def test_journals_whose_texts_a_call_holds(http: httpx.AsyncClient) -> None:
+    note = {"recipient": "ada", "text": "canary-globex was here, not canary-acme"}
+    await execute(http, "send_note", note, key="k1")
+
+    [call] = (await http.get("/registry/journal")).json()["calls"]
+
+    assert call["canaries"] == ["canary-acme", "canary-globex"]
+
+
 async def test_a_key_whose_call_failed_is_free_again(http: httpx.AsyncClient) -> None:
     failed = await execute(http, "calculator", {"expression": "1 / 0"}, key="k1")
     again = await execute(http, "calculator", {"expression": "1 / 1"}, key="k1")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import redis
 
-from agent_exec import AgentExecClient, api_keys
+from agent_exec import AgentExecClient, EventName, api_keys
 from agent_exec.embedded import EmbeddedServer
 from sandbox.app import sandbox_environment
 from tests.processes import Process, answers, free_port, wait_until
 
 TOKEN = "service-token-of-the-tests"
+#: There is no TLS here, and reading the world's authorities takes 20 ms a client.
+NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @dataclass
@@ -36,11 +42,12 @@ class Service:
         self.processes[name] = process
         return process
 
-    def worker(self, name: str = "worker", **env: str) -> Process:
-        """Start a worker and wait until it takes work."""
-        process = self.start(
-            name, "-m", "celery", "-A", "tasks", "worker", "-n", f"{name}@test", "--loglevel", "INFO", **env
-        )
+    def worker(self, name: str = "worker", *, app: str = "tasks", ulimit: str = "", **env: str) -> Process:
+        """Start a worker and wait until it takes work; `ulimit` are a shell's words for what it may use."""
+        command = ["-m", "celery", "-A", app, "worker", "-n", f"{name}@test", "--loglevel", "INFO"]
+        if ulimit:
+            command = ["sh", "-c", f'ulimit {ulimit}; exec "$0" "$@"', sys.executable, *command]
+        process = self.start(name, *command, **env)
         wait_until(lambda: "ready." in process.output or not process.running, what=f"{name} to be ready", within_s=30)
         assert process.running, process.output[-4_000:]
         return process
@@ -56,11 +63,18 @@ class Service:
             headers={"Authorization": f"Bearer {self.keys[tenant_id]}"},
             timeout=30,
             trust_env=False,
+            verify=NO_AUTHORITIES,
         )
 
     def neighbours(self) -> httpx.Client:
         """Return an HTTP client for the sandbox's own journals."""
-        return httpx.Client(base_url=self.neighbours_url, timeout=10, trust_env=False)
+        return httpx.Client(base_url=self.neighbours_url, timeout=10, trust_env=False, verify=NO_AUTHORITIES)
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the calls that the provider got."""
+        with self.neighbours() as client:
+            calls: list[dict[str, Any]] = client.get("/openai/journal").raise_for_status().json()["calls"]
+            return calls
 
     def frames(self, execution_id: str) -> list[dict[str, object]]:
         """Return the frames that the orchestrator received for an execution."""
@@ -118,3 +132,42 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             yield running
         finally:
             running.stop()
+
+
+@pytest.fixture
+def slow(service: Service) -> Iterator[Service]:
+    """Workers on a database of their own, and a sandbox whose model takes seconds: there is a middle to break."""
+    yield from _slow(service, pace=4)
+
+
+@pytest.fixture
+def paced(service: Service) -> Iterator[Service]:
+    """As `slow`, at the pace of a real model."""
+    yield from _slow(service, pace=1)
+
+
+def _slow(service: Service, *, pace: float) -> Iterator[Service]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    apart = service.apart(9, **sandbox_environment(url, TOKEN), AGENT_EXEC_LEASE_S="2")
+    apart.neighbours_url = url
+    sandbox = ["-m", "sandbox", "neighbours", "--port", str(port), "--pace", str(pace), "--token", TOKEN]
+    apart.start("slow-neighbours", *sandbox)
+    try:
+        wait_until(lambda: answers(f"{url}/health"), what="the slow sandbox")
+        yield apart
+    finally:
+        apart.stop()
+        with redis.Redis.from_url(apart.env["AGENT_EXEC_REDIS_URL"]) as database:
+            database.flushdb()
+
+
+def streaming(client: AgentExecClient, execution_id: str) -> bool:
+    """Say whether the model has begun to speak."""
+    last = client.get("acme", execution_id).last_sequence
+    for frame in client.events("acme", execution_id):
+        if frame.event == EventName.TOKEN:
+            return True
+        if frame.sequence >= last:
+            break
+    return False

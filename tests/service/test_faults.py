@@ -5,55 +5,17 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import redis
 
-from agent_exec import AgentExecClient, EventName, ExecutionRequest, Frame
+from agent_exec import EventName, ExecutionRequest
 from agent_exec.errors import StorageUnavailable
 from agent_exec.ledger.ledger import CancelRequested
-from sandbox.app import sandbox_environment
-from tests.processes import answers, free_port, wait_until
-from tests.service.conftest import TOKEN, Service
+from tests.processes import wait_until
+from tests.service.conftest import Service, streaming
 
 QUESTION = "Tell me at some length what you can do for me."
-
-
-@pytest.fixture
-def slow(service: Service) -> Iterator[Service]:
-    """Workers on a database of their own, and a sandbox whose model takes seconds: there is a middle to break."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    apart = service.apart(9, **sandbox_environment(url, TOKEN), AGENT_EXEC_LEASE_S="2")
-    apart.neighbours_url = url
-    apart.start("slow-neighbours", "-m", "sandbox", "neighbours", "--port", str(port), "--pace", "4", "--token", TOKEN)
-    wait_until(lambda: answers(f"{url}/health"), what="the slow sandbox")
-    yield apart
-    apart.stop()
-    with redis.Redis.from_url(apart.env["AGENT_EXEC_REDIS_URL"]) as database:
-        database.flushdb()
-
-
-def streaming(client: AgentExecClient, execution_id: str) -> bool:
-    return any(frame.event == EventName.TOKEN for frame in _so_far(client, execution_id))
-
-
-def _so_far(client: AgentExecClient, execution_id: str) -> list[Frame]:
-    last = client.get("acme", execution_id).last_sequence
-    frames: list[Frame] = []
-    for frame in client.events("acme", execution_id):
-        frames.append(frame)
-        if frame.sequence >= last:
-            break
-    return frames
-
-
-def calls(service: Service) -> list[dict[str, Any]]:
-    with service.neighbours() as http:
-        journal: list[dict[str, Any]] = http.get("/openai/journal").raise_for_status().json()["calls"]
-        return journal
 
 
 def test_f01_a_worker_killed_in_mid_stream_loses_and_doubles_nothing(slow: Service) -> None:
@@ -75,7 +37,7 @@ def test_f01_a_worker_killed_in_mid_stream_loses_and_doubles_nothing(slow: Servi
         str(frame.data["token"]) for frame in frames if frame.event == EventName.TOKEN and frame.sequence > restarted
     ]
     assert "".join(valid) == final.output.text
-    assert len(calls(slow)) == 2, "the call that was in flight, and its repetition"
+    assert len(slow.calls()) == 2, "the call that was in flight, and its repetition"
 
 
 def test_f08_a_worker_asked_to_stop_finishes_what_it_runs(slow: Service) -> None:
@@ -85,7 +47,7 @@ def test_f08_a_worker_asked_to_stop_finishes_what_it_runs(slow: Service) -> None
         wait_until(lambda: streaming(client, execution_id), what="tokens")
         assert worker.stop(within_s=30) == 0
         assert client.get("acme", execution_id).status == "completed"
-    assert len(calls(slow)) == 1
+    assert len(slow.calls()) == 1
 
 
 def test_f09_what_does_not_finish_in_the_grace_time_is_handed_back_at_once(slow: Service) -> None:
@@ -131,7 +93,7 @@ def test_a_cancel_closes_the_providers_socket(slow: Service) -> None:
         assert final.error is not None
         assert final.error.code == "cancelled"
         assert final.output.text, "what had been said is kept"
-    [call] = wait_until(lambda: [one for one in calls(slow) if one["outcome"] != "open"], within_s=3)
+    [call] = wait_until(lambda: [one for one in slow.calls() if one["outcome"] != "open"], within_s=3)
     assert call["outcome"] == "disconnected"
 
 

@@ -21,9 +21,11 @@ from agent_exec.ledger.ledger import StepRef
 from agent_exec.ledger.record import ExecutionRecord
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import Store
+from tasks.attempt import run_step
 from tasks.leases import Leases
 from tasks.neighbours.http import Neighbour
-from tasks.step import Done, Step, run_step
+from tasks.quarantine import Quarantine
+from tasks.step import Done, Step
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Do = Callable[[Step], Awaitable[Done]]
@@ -36,6 +38,7 @@ class Bench:
     store: Store
     settings: Settings
     leases: Leases
+    quarantine: Quarantine = field(default_factory=Quarantine)
     execution_id: str = ""
     others: dict[str, Any] = field(default_factory=dict)
 
@@ -47,13 +50,22 @@ class Bench:
         self.execution_id = message.execution_id
         return message
 
-    async def run(self, step: str, do: Do) -> None:
-        """Do what a hint for `step` would start."""
-        resources = SimpleNamespace(
-            store=self.store, settings=self.settings, leases=self.leases, worker="w", **self.others
+    @property
+    def resources(self) -> Any:
+        """What steps work with."""
+        return SimpleNamespace(
+            store=self.store,
+            settings=self.settings,
+            leases=self.leases,
+            quarantine=self.quarantine,
+            worker="w",
+            **self.others,
         )
-        task: Any = SimpleNamespace(resources=resources, request=SimpleNamespace(id=f"{self.execution_id}.{step}"))
-        await run_step(task, self.ref(step), do)
+
+    async def run(self, step: str, do: Do, *, limit_s: float = 30) -> None:
+        """Do what a hint for `step` would start."""
+        task: Any = SimpleNamespace(resources=self.resources, request=SimpleNamespace(id=f"{self.execution_id}.{step}"))
+        await run_step(task, self.ref(step), do, limit_s=limit_s)
 
     async def become_due(self) -> None:
         """Wait until a waiting step's time has come."""

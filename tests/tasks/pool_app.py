@@ -20,7 +20,10 @@ from celery.signals import task_postrun, task_prerun, worker_process_init, worke
 from celery.utils.log import get_task_logger
 from redis import asyncio as aioredis
 
+from tasks.event_batches import EventBatches
+
 app = Celery("pool_app", task_cls="tasks.task:Task")
+app.steps["consumer"].add(EventBatches)
 app.conf.update(
     worker_pool="tasks.pool:TaskPool",
     worker_lifespan="tests.tasks.pool_app:lifespan",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 
 import pytest
+from aiohttp import web
 
 from agent_exec.contract.operation import Embedding, Query
 from agent_exec.contract.tool import ToolError, ToolExecution, ToolResult
 from agent_exec.errors import AgentNotFound, NeighbourRefused, NeighbourUnavailable, TenantNotFound
-from tasks.neighbours import management, registry
+from tasks.neighbours import http, management, registry
 from tasks.neighbours.http import MAX_ANSWER_BYTES, Neighbour
 from tasks.neighbours.management import AgentManagement
 from tasks.neighbours.orchestrator import Orchestrator
@@ -59,6 +61,23 @@ async def test_nobody_at_the_address(unused_port: int) -> None:
     async with Neighbour("Agent Management", f"http://127.0.0.1:{unused_port}", token="", timeout_s=1) as nobody:
         with pytest.raises(NeighbourUnavailable, match="check its address"):
             await nobody.ask("GET", "/v1/x")
+
+
+async def test_a_connection_that_was_idle_is_not_used_again(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.append(request.transport.get_extra_info("peername"))
+        return web.json_response({})
+
+    played.answers = [answer]
+    monkeypatch.setattr(http, "KEEP_ALIVE_S", 0.01)
+    async with Neighbour("Tool Registry", played.url, token="", timeout_s=5) as neighbour:
+        for _ in range(2):
+            await neighbour.ask("GET", "/v1/x")
+            await asyncio.sleep(0.05)  # idleness is what it is about
+    assert peers[0] != peers[1], "its server may be closing it in this very moment"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from celery import Celery
 from tasks.daemon_threads import DaemonThreads
 from tasks.interruptible import Interruptible
 from tasks.loop import LoopThread, resources
-from tasks.loop_watch import LoopWatch
+from tasks.loop_watch import EXIT_HELD, LoopWatch
 from tasks.pool import TaskPool
 from tests.tasks.pool_worker import eventually
 
@@ -154,6 +154,30 @@ class TestLoopWatch:
             time.sleep(0.001)  # noqa: ASYNC251
         await asyncio.sleep(THRESHOLD_S * 2)
         assert caplog.text == ""
+
+    async def test_a_hold_over_the_hard_limit_ends_the_process(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended = threading.Event()
+
+        def end(code: int) -> None:
+            assert code == EXIT_HELD
+            ended.set()
+
+        monkeypatch.setattr("tasks.loop_watch.os._exit", end)
+        monkeypatch.setattr("tasks.loop_watch.logging.shutdown", lambda: None)
+        armed: list[float] = []
+        monkeypatch.setattr(
+            "tasks.loop_watch.faulthandler.dump_traceback_later", lambda after_s, **_: armed.append(after_s)
+        )
+        loop = asyncio.get_running_loop()
+        watch = LoopWatch(loop, threshold_s=THRESHOLD_S, limit_s=THRESHOLD_S * 20, logger=LOGGER)
+        watch.start()
+        await asyncio.sleep(THRESHOLD_S)
+        eventually(ended.is_set)  # holds the loop
+        watch.stop()
+        assert armed[0] == pytest.approx(THRESHOLD_S * 25), "behind it, for code that leaves no thread a turn"
+        assert "test_a_hold_over_the_hard_limit_ends_the_process" in caplog.text
 
 
 class TestDaemonThreads:

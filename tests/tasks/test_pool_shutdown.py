@@ -95,6 +95,17 @@ def test_a_warm_shutdown_turns_cold(start: Start) -> None:
         assert worker.waiting() == 1
 
 
+def test_a_warm_shutdown_has_its_limit(start: Start, variant: Callable[[str], str]) -> None:
+    diary = diary_name()
+    with start(app_name=variant("app.conf.worker_warm_shutdown_limit_s = 0.5")) as worker:
+        worker.send(pool_app.until_told, diary)
+        eventually(lambda: worker.diary(diary) == ["starts"])
+        worker.signal(SIGTERM)
+        assert worker.exit_code() == 0
+        assert worker.diary(diary) == ["starts", "cancelled"]
+        assert worker.waiting() == 1
+
+
 def test_a_soft_shutdown_gives_tasks_their_time(start: Start) -> None:
     short, long = diary_name(), diary_name()
     with start("worker.soft_shutdown_timeout=1.5") as worker:

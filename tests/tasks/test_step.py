@@ -7,14 +7,14 @@ import json
 
 import pytest
 
-from agent_exec import events
+from agent_exec import events, keys
 from agent_exec.contract.agent import AgentConfig, Tenant
 from agent_exec.contract.completion import CompletionResponse, Usage
 from agent_exec.contract.event import EventName
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.errors import AgentNotFound, NeighbourUnavailable
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import Claimed, StepRef
+from agent_exec.ledger.ledger import Claimed, NotClaimed, StepRef
 from agent_exec.script import Call
 from tasks.journal import Snapshot
 from tasks.next_step import AskModel, CallTools, Finish, Join, Retrieve
@@ -141,6 +141,49 @@ async def test_the_deadline_ends_a_step_that_hangs(bench: Bench) -> None:
     final = await bench.response()
     assert final.error is not None
     assert final.error.code == "timed_out"
+
+
+async def test_the_limit_of_its_kind_ends_a_step_that_hangs_and_it_is_tried_again(bench: Bench) -> None:
+    await asyncio.wait_for(bench.run("prompt", never, limit_s=0.1), 5)
+    waiting = (await bench.events())[-1]
+    assert json.loads(waiting.json)["detail"]["code"] == "step_timed_out"
+    await bench.become_due()
+    await asyncio.wait_for(bench.run("prompt", never, limit_s=0.1), 5)
+    final = await bench.response()
+    assert final.error is not None
+    assert (final.error.code, final.error.retryable) == ("step_timed_out", True)
+
+
+async def test_a_step_of_a_newer_record_is_put_off_and_not_touched(bench: Bench) -> None:
+    await bench.store.redis.hset(keys.execution("acme", bench.execution_id), "v", 99)
+    before = (await bench.record()).fields
+    await bench.run("prompt", raising(AssertionError("begun")))
+    assert (await bench.record()).fields == before
+    await bench.become_due()
+
+
+async def test_a_step_that_ran_out_of_memory_is_left_to_its_lease_and_counts_as_a_death(bench: Bench) -> None:
+    await bench.run("prompt", raising(MemoryError()))
+    assert '"state":"running"' in (await bench.record()).steps["prompt"]
+    await bench.become_due()
+    await bench.run("prompt", raising(MemoryError()))
+    await bench.become_due()
+    await bench.run("prompt", raising(AssertionError("begun")))
+    final = await bench.response()
+    assert final.error is not None
+    assert final.error.code == "step_poisoned"
+
+
+async def test_of_the_steps_on_their_last_attempt_one_runs_at_a_time(bench: Bench) -> None:
+    for _ in range(bench.settings.max_attempts - 1):
+        assert isinstance(await bench.store.run(ledger.claim(bench.ref("prompt"), lease_s=0, worker="dies")), Claimed)
+    with bench.quarantine.entered(suspect=True) as entered:
+        assert entered
+        await bench.run("prompt", raising(AssertionError("begun beside another suspect")))
+        assert '"state":"queued"' in (await bench.record()).steps["prompt"]
+        await bench.become_due()
+    await bench.run("prompt", returning(PREPARED))
+    assert (await bench.record()).result("prompt") is not None
 
 
 async def test_a_timeout_of_a_steps_own_is_not_the_deadline(bench: Bench) -> None:
@@ -291,11 +334,11 @@ async def test_retrieval_is_a_step_of_its_own(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("done", [PREPARED, Done("null", [], Finish(ANSWER), snapshot=SNAPSHOT)])
-async def test_what_an_overtaken_step_comes_to_is_refused_and_sends_nothing(bench: Bench, done: Done) -> None:
+async def test_what_an_overtaken_step_comes_to_is_refused_and_leads_nowhere(bench: Bench, done: Done) -> None:
     if isinstance(done.next, Finish):
         await bench.run("prompt", returning(PREPARED))
     step = "completion.1" if isinstance(done.next, Finish) else "prompt"
-    before, waiting = await bench.logged(), await bench.waiting()
+    before = await bench.logged()
 
     async def overtaken(running: Step) -> Done:
         await bench.store.run(ledger.release(running.claim.hold))
@@ -304,7 +347,11 @@ async def test_what_an_overtaken_step_comes_to_is_refused_and_sends_nothing(benc
         return done
 
     await bench.run(step, overtaken)
-    assert (await bench.logged(), await bench.waiting()) == (before, waiting)
+    assert await bench.logged() == before
+    if isinstance(done.next, AskModel):  # its hint went out with the write
+        assert await bench.store.run(ledger.claim(bench.ref("completion.1"), lease_s=1, worker="w")) == NotClaimed(
+            "gone"
+        )
 
 
 async def test_an_event_is_told_at_once(bench: Bench) -> None:

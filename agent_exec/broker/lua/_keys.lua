@@ -5,13 +5,5 @@ local ROOT = KEYS[1]
 local PREFIX = string.sub(ROOT, 1, -#'ax:queue' - 1)
 local CLOCK, MESSAGE, RECORD, LEASE = ROOT .. ':clock', ROOT .. ':message', ROOT .. ':record', ROOT .. ':lease'
 local WAITING, IN_FLIGHT, VIRTUAL = ROOT .. ':waiting', ROOT .. ':in_flight', ROOT .. ':virtual'
-local WEIGHT, CAP, DEAD = ROOT .. ':weight', ROOT .. ':cap', ROOT .. ':dead'
+local SHARE, DEAD = ROOT .. ':share', ROOT .. ':dead'
 local LEAF, RING, PARKED, ARRIVING = ROOT .. ':leaf:', ROOT .. ':ring:', ROOT .. ':parked:', ROOT .. ':arriving:'
-
--- The plain list of a family, and the nine variants that a stock producer may write by its `priority_steps`.
-local function plain(family) return PREFIX .. family end
-local function variants(family)
-  local names = {}
-  for step = 1, 9 do names[step] = PREFIX .. family .. '\6\22' .. step end
-  return names
-end

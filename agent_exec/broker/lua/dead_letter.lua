@@ -4,7 +4,12 @@
 -- Returns 1, or 0 where it was not the current delivery.
 -- include: _keys.lua
 -- include: _queue.lua
-local tag, record = unlease(ARGV[1])
+-- include: _clock.lua
+-- include: _record.lua
+-- include: _enqueue.lua
+-- include: _settle.lua
+-- include: _return.lua
+local tag, packed = unlease(ARGV[1])
 if not tag then return 0 end
-bury_tag(tag, record, ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]))
+bury_tag(tag, unpack_record(packed), ARGV[2], now_us(), tonumber(ARGV[3]), tonumber(ARGV[4]))
 return 1

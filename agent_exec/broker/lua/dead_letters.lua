@@ -3,5 +3,4 @@
 -- ARGV limit
 -- Returns them, newest first, as JSON.
 -- include: _keys.lua
--- include: _queue.lua
-return call('LRANGE', DEAD, 0, tonumber(ARGV[1]) - 1)
+return redis.call('LRANGE', DEAD, 0, tonumber(ARGV[1]) - 1)

@@ -5,6 +5,7 @@
 -- each family the number of its plain messages that no worker has seen.
 -- include: _keys.lua
 -- include: _queue.lua
+-- include: _plain.lua
 local parked, plain_counts = {}, {}
 for index, family in ipairs(ARGV) do
   for _, item in ipairs(call('HGETALL', PARKED .. family)) do parked[#parked + 1] = item end

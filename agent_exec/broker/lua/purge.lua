@@ -4,6 +4,8 @@
 -- Returns how many were removed; fewer than the limit means that none is left.
 -- include: _keys.lua
 -- include: _queue.lua
+-- include: _settle.lua
+-- include: _plain.lua
 local left = tonumber(ARGV[2])
 
 local function purge_list(list)
@@ -17,7 +19,8 @@ end
 local function purge(node)
   for _, item in ipairs(call('ZRANGE', LEAF .. node, 0, left - 1)) do
     call('ZREM', LEAF .. node, item)
-    count_waiting(node, -1)
+    count_down(WAITING, family_of(node))
+    if node ~= family_of(node) then count_down(WAITING, tenant_of(node)) end
     forget(item)
     left = left - 1
   end
@@ -32,7 +35,7 @@ end
 local queue = ARGV[1]
 if queue == family_of(queue) then
   purge_list(ARRIVING .. queue)
-  purge_list(plain(queue))
+  purge_list(PREFIX .. queue)
   for _, list in ipairs(variants(queue)) do purge_list(list) end
 end
 if left > 0 then purge(queue) end

@@ -4,4 +4,9 @@
 -- Returns 1, or 0 where it was not the current delivery.
 -- include: _keys.lua
 -- include: _queue.lua
-return give_back(ARGV[1], 1, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]))
+-- include: _clock.lua
+-- include: _record.lua
+-- include: _enqueue.lua
+-- include: _settle.lua
+-- include: _return.lua
+return give_back(ARGV[1], 1, tonumber(ARGV[2]), now_us(), tonumber(ARGV[3]), tonumber(ARGV[4]))

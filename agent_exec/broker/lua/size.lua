@@ -4,6 +4,7 @@
 -- Returns the number.
 -- include: _keys.lua
 -- include: _queue.lua
+-- include: _plain.lua
 local queue = ARGV[1]
 if queue ~= family_of(queue) then
   if queue == tenant_of(queue) then return tonumber(call('HGET', WAITING, queue)) or 0 end

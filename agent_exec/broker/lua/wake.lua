@@ -4,6 +4,8 @@
 -- Returns 1 where there is work to wake somebody for, else 0.
 -- include: _keys.lua
 -- include: _queue.lua
-if not has_work(ARGV[1]) then return 0 end
-wake(ARGV[1])
+-- include: _plain.lua
+local family = ARGV[1]
+if not (plain_waits(family, variants(family)) or fair_waits(family)) then return 0 end
+wake(family)
 return 1

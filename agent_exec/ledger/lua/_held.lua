@@ -1,35 +1,35 @@
--- Shared by the scripts that a running step calls: is the caller still the one that may write?
--- Returns the step and nil, or nil and the refusal: gone, over, fenced, done (its own write, repeated after a lost reply).
-local function held(tenant, step, fence)
-  local status, owner = unpack(redis.call('HMGET', KEYS[1], 'status', 'tenant'))
-  if owner ~= tenant then return nil, 'gone' end
-  local fields = read_step(step)
-  if not fields then return nil, 'gone' end
-  if fields.state == 'done' and fields.fence == fence then return nil, 'done' end
-  if is_over(status) then return nil, 'over' end
-  if fields.state ~= 'running' or fields.fence ~= fence then return nil, 'fenced' end
-  return fields, nil
+-- Shared by the scripts with which a running step ends its attempt. ARGV 3 is the step, 4 the fence that its claim handed out.
+local step, fence = ARGV[3], tonumber(ARGV[4])
+
+-- May the caller write? Returns the standing and nil, or nil and the refusal: gone, over, fenced, or done: the attempt has ended by
+-- this very write, whose reply was lost, or another of its own.
+local function held(now)
+  local found = standing(KEYS[1], tenant, step, now)
+  if not found or found.state == 'absent' then return nil, 'gone' end
+  if found.state == 'over' then return nil, 'over' end
+  if found.step.fence ~= fence then return nil, 'fenced' end
+  if found.state ~= 'running' and found.state ~= 'expired' then return nil, 'done' end
+  return found, nil
 end
 
--- The attempt is over, whatever comes next.
-local function let_go(step)
+-- The attempt is over, and the step is not: from here on it stands as `fields` say.
+local function put_back(fields, looked_at_ms)
+  fields.lease_ms = 0
+  write_step(step, fields)
   redis.call('HDEL', KEYS[1], 'hold:' .. step)
+  look_at(step, looked_at_ms)
 end
 
 -- Journal the result; from here on the step never runs again.
-local function journal(tenant, execution, step, fields, result)
+local function journal(fields, result)
   fields.state, fields.lease_ms = 'done', 0
   write_step(step, fields)
-  let_go(step)
   redis.call('HSET', KEYS[1], 'result:' .. step, result)
+  redis.call('HDEL', KEYS[1], 'hold:' .. step, 'pieces:' .. step, 'said:' .. step)
   redis.call('ZREM', KEYS[5], member(tenant, execution, step))
 end
 
--- ARGV[at] counts the events; each is a name and its JSON. Returns the index behind them.
-local function append_all(tenant, execution, at, now)
-  local count = tonumber(ARGV[at])
-  for index = 1, count do
-    append(tenant, execution, ARGV[at + index * 2 - 1], ARGV[at + index * 2], now)
-  end
-  return at + count * 2 + 1
+-- ARGV[at] counts the events; each is a name and its JSON.
+local function append_all(at, now)
+  for index = at + 1, at + ARGV[at] * 2, 2 do append(ARGV[index], ARGV[index + 1], now) end
 end

@@ -1,34 +1,53 @@
--- Claim a step: hand out a fence and a lease, and all that the step needs to know.
+-- Claim a step: hand out a fence and a lease, and what the step needs to know.
 -- KEYS 1–5 as in _ledger.lua; KEYS[6] the tenant's queued executions ZSET
--- ARGV 1 tenant, 2 execution, 3 step, 4 lease in ms, 5 worker, 6 name of the restarted event
--- Returns {gone} | {over} | {done} | {busy} | {early} | {claimed, now_ms, fence, attempt, retries, parent, fields of the execution…}
+-- ARGV 1 tenant, 2 execution, 3 step, 4 lease in ms, 5 worker, 6 what this claim calls itself, 7 name of the restarted event,
+--      8 newest version of a record that is known, 9 how many fields of the execution are wanted (0: all but the steps' own), then
+--      their names
+-- Returns {gone} | {newer} | {over} | {done} | {busy} | {early} |
+--         {claimed, now_ms, fence, attempt, retries, parent, fields of the execution and their values…}
+-- include: _state.lua
 -- include: _ledger.lua
-local tenant, execution, step = ARGV[1], ARGV[2], ARGV[3]
-local status, owner = unpack(redis.call('HMGET', KEYS[1], 'status', 'tenant'))
-if owner ~= tenant then return {'gone'} end
-if is_over(status) then return {'over'} end
-local fields = read_step(step)
-if not fields then return {'gone'} end
-if fields.state == 'done' then return {'done'} end
-local now = clock_ms()
-if fields.state == 'running' and fields.lease_ms > now then return {'busy'} end
-local cancelled = redis.call('HEXISTS', KEYS[1], 'cancel_ms') == 1
-if fields.state == 'waiting' and fields.due_ms > now and not cancelled then return {'early'} end
+local REFUSED = {absent = 'gone', over = 'over', done = 'done', running = 'busy', waiting = 'early'}
+local step, now = ARGV[3], clock_ms()
+local found = standing(KEYS[1], tenant, step, now)
+if not found then return {'gone'} end
+if found.version > tonumber(ARGV[8]) then return {'newer'} end
+local fields, state = found.step, found.state
+-- The reply to this very claim was lost: it is told again what it got.
+local again = (state == 'running' or state == 'expired') and fields.claim == ARGV[6]
+if REFUSED[state] and not again then return {REFUSED[state]} end
 
-if fields.state == 'running' or fields.state == 'queued' then fields.attempts = fields.attempts + 1 end
-if fields.state == 'waiting' then fields.attempts = 1 end
-fields.state, fields.fence, fields.lease_ms, fields.worker = 'running', fields.fence + 1, now + ARGV[4], ARGV[5]
-if redis.call('HDEL', KEYS[1], 'pieces:' .. step) == 1 then
-  append(tenant, execution, ARGV[6], cjson.encode({step = step, attempt = fields.fence}), now)
+if not again then
+  fields.fence, fields.claim, fields.worker, fields.looks = fields.fence + 1, ARGV[6], ARGV[5], nil
+  fields.attempts = state == 'due' and 1 or fields.attempts + 1
+  if redis.call('HDEL', KEYS[1], 'pieces:' .. step) == 1 then
+    append(ARGV[7], cjson.encode({step = step, attempt = fields.fence}), now)
+  end
 end
+fields.state, fields.lease_ms = 'running', now + ARGV[4]
 write_step(step, fields)
 redis.call('HSET', KEYS[1], 'hold:' .. step, fields.fence)
-redis.call('ZADD', KEYS[5], fields.lease_ms, member(tenant, execution, step))
-if status == 'pending' then
+look_at(step, fields.lease_ms)
+if found.status == 'pending' then
   redis.call('HSET', KEYS[1], 'status', 'processing', 'started_ms', now)
   redis.call('ZREM', KEYS[6], execution)
 end
+
 local reply = {'claimed', now, fields.fence, fields.attempts, fields.retries, fields.parent}
-local all = redis.call('HGETALL', KEYS[1])
-for index = 1, #all do reply[#reply + 1] = all[index] end
+local function bring(name, value)
+  reply[#reply + 1], reply[#reply + 2] = name, value
+end
+local wanted = tonumber(ARGV[9])
+if wanted > 0 then
+  local values = redis.call('HMGET', KEYS[1], unpack(ARGV, 10, 9 + wanted))
+  for index = 1, wanted do
+    if values[index] then bring(ARGV[9 + index], values[index]) end
+  end
+else
+  local all = redis.call('HGETALL', KEYS[1])
+  for index = 1, #all, 2 do
+    local name = all[index]
+    if not string.find(name, ':', 1, true) or string.sub(name, 1, 7) == 'result:' then bring(name, all[index + 1]) end
+  end
+end
 return reply

@@ -3,15 +3,16 @@
 -- ARGV 1 tenant, 2 execution, 3 step, 4 fence, 5 result JSON, 6 parent of the next step, 7 look at it again after ms,
 --      8 the step that waits, 9 number of events, then name and JSON each
 -- Returns waiting (others are still to come) | joined (the waiting step was created) | gone | over | fenced | done
+-- include: _state.lua
 -- include: _ledger.lua
 -- include: _held.lua
-local tenant, execution, step, target = ARGV[1], ARGV[2], ARGV[3], ARGV[8]
-local fields, refusal = held(tenant, step, tonumber(ARGV[4]))
+local now, target = clock_ms(), ARGV[8]
+local found, refusal = held(now)
 if refusal then return refusal end
-local now = clock_ms()
-journal(tenant, execution, step, fields, ARGV[5])
-append_all(tenant, execution, 9, now)
+journal(found.step, ARGV[5])
+append_all(9, now)
 local joined = redis.call('HINCRBY', KEYS[1], 'joined:' .. target, 1)
 if joined < tonumber(redis.call('HGET', KEYS[1], 'expected:' .. target)) then return 'waiting' end
-create_step(tenant, execution, target, ARGV[6], now + ARGV[7])
+redis.call('HDEL', KEYS[1], 'joined:' .. target, 'expected:' .. target)
+create_step(target, ARGV[6], math.min(now + ARGV[7], found.ends_at_ms))
 return 'joined'

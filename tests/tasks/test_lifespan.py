@@ -1,4 +1,4 @@
-"""What steps work with: opened from the environment, kept running, closed behind the worker."""
+"""What a worker is beside its steps: opened from the environment, kept running, closed behind it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed, StepRef
 from agent_exec.store import Store
 from tasks.leases import HandBack
-from tasks.resources import open_resources
+from tasks.lifespan import lifespan
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_leases_are_kept_until_the_worker_has_waited_long_enough() -> None:
     message = submission.message_of(ExecutionRequest(agent_id="desk", query="6 * 7?"), tenant_id="acme")
-    async with open_resources(None) as resources:
+    async with lifespan(None) as resources:
         assert resources.providers.named("openai").name == "openai"
         await resources.store.run(submission.store(message, open_retention_s=3_600, max_queued=10))
         claim = await resources.store.run(
@@ -58,7 +58,7 @@ async def test_leases_are_kept_until_the_worker_has_waited_long_enough() -> None
 async def test_what_is_open_is_closed_when_the_next_cannot_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a key with a line\nin it")
     with pytest.raises(SettingsInvalid, match="OPENAI_API_KEY"):
-        async with open_resources(None):
+        async with lifespan(None):
             raise AssertionError("opened")
 
 
@@ -68,7 +68,7 @@ async def test_a_worker_whose_duty_breaks_stops(
     stopped: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: stopped.append((pid, number)))
     await async_store.redis.set(keys.pending(), "not a sorted set")
-    async with open_resources(None):
+    async with lifespan(None):
         while not stopped:
             await asyncio.sleep(0.01)
     assert stopped == [(os.getpid(), signal.SIGTERM)]

@@ -1,0 +1,69 @@
+"""What a Redis server must be for the promise to hold, and whether it takes writes at this moment.
+
+Owns the demands, and the warnings about a server that does not meet them. Does not know what is stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from agent_exec.script import Call, Script
+from agent_exec.store import Store
+
+log = logging.getLogger(__name__)
+
+#: What the scripts need: their flags (`#!lua`) came with 7.0.
+OLDEST = (7, 0)
+
+_INFO = Script.load(Path(__file__).parent / "lua" / "info.lua")
+_WRITABLE = Script.load(Path(__file__).parent / "lua" / "writable.lua")
+
+
+def info() -> Call[dict[str, str]]:
+    """Read what the server says of itself."""
+
+    def parse(reply: bytes) -> dict[str, str]:
+        lines = [line.partition(":") for line in reply.decode(errors="replace").splitlines()]
+        return {name: value.strip() for name, colon, value in lines if colon}
+
+    return Call(_INFO, [], [], parse)
+
+
+def writable() -> Call[None]:
+    """Find out whether the server takes writes now; it is not written to.
+
+    Raises:
+        StorageFull: (when run) it is full, read-only, or cannot write to its disk.
+    """
+    return Call(_WRITABLE, [], [], lambda reply: None)
+
+
+async def warn(store: Store) -> None:
+    """Wait for the server, then log once for each demand that it does not meet."""
+    said = await store.insist(info())
+    for complaint in complaints(said):
+        log.warning("%s", complaint)
+
+
+def complaints(said: Mapping[str, str]) -> Iterator[str]:
+    """Say what is wrong with a server, and what to do, by what it says of itself (`INFO`)."""
+    version = said.get("redis_version", "0")  # Valkey gives the Redis that it is compatible with
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        yield f"Redis {version} is too old: {'.'.join(map(str, OLDEST))} is the oldest that will do. Scripts will fail."
+    if said.get("role") == "slave":
+        yield (
+            "This Redis is a replica, and takes no writes: point AGENT_EXEC_REDIS_URL at the primary, or at the sentinels "
+            "(sentinel://host1:26379;sentinel://host2:26379)."
+        )
+    if said.get("cluster_enabled") == "1":
+        yield "This Redis is a node of a cluster, where scripts fail: point AGENT_EXEC_REDIS_URL at a single primary."
+    policy = said.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield (
+            f"This Redis throws keys away when it is full ({policy}), and executions with them: set maxmemory-policy "
+            "noeviction."
+        )
+    if said.get("aof_enabled") == "0":
+        yield "This Redis keeps no log, and a restart loses what was accepted: set appendonly yes."

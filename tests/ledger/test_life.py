@@ -1,0 +1,434 @@
+"""The tables of life.py, every cell of them on a real server: the answer, the state then, and the same event once more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from agent_exec import keys, submission
+from agent_exec.contract.event import TERMINAL_EVENTS, EventName
+from agent_exec.contract.execution import ExecutionRequest
+from agent_exec.contract.message import Message
+from agent_exec.errors import Conflict, NotFound
+from agent_exec.ledger import ledger, life
+from agent_exec.ledger.ledger import Claimed, Event, Hold, NotClaimed, StepRef
+from agent_exec.ledger.life import ExecutionState, StepState
+from agent_exec.script import Call
+from tests.ledger.clocked import ClockedStore
+
+LEASE_S = 30.0
+WAIT_S = 60.0
+RETENTION_S = 3_600
+#: The step that the first table is about; another one ends its execution.
+STEP, JOINED, OTHER = "tool_call.1.0", "completion.2", "completion.9"
+WRITES = ("record", "join", "wait", "release", "finish")
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[ClockedStore]:
+    clocked = ClockedStore(redis_url)
+    yield clocked
+    clocked.close()
+
+
+@dataclass
+class Scene:
+    """One execution, and what has been claimed of it."""
+
+    store: ClockedStore
+    message: Message = field(
+        default_factory=lambda: submission.message_of(ExecutionRequest(agent_id="desk", query="q"), tenant_id="acme")
+    )
+    claims: dict[str, Call[Claimed | NotClaimed]] = field(default_factory=dict)
+
+    def ref(self, step: str) -> StepRef:
+        return StepRef(self.message.tenant_id, self.message.execution_id, step)
+
+    def accept(self) -> None:
+        self.store.run(submission.store(self.message, open_retention_s=RETENTION_S, max_queued=10))
+
+    def claim(self, step: str) -> Hold:
+        self.claims[step] = ledger.claim(self.ref(step), lease_s=LEASE_S, worker="w")
+        claimed = self.store.run(self.claims[step])
+        assert isinstance(claimed, Claimed), claimed
+        return claimed.hold
+
+    def begin(self) -> None:
+        """Claim what comes before the step, so that it is queued and others are open beside it."""
+        self.accept()
+        recorded(self.store, self.claim("prompt"), "completion.1", OTHER)
+        recorded(self.store, self.claim("completion.1"), STEP, join=JOINED)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        key = keys.execution(self.message.tenant_id, self.message.execution_id)
+        texts = {name.decode(): text.decode() for name, text in self.store.redis.hgetall(key).items()}
+        # A script writes the parts of a step in whatever order.
+        return {
+            name: json.dumps(json.loads(text), sort_keys=True) if name.startswith("step:") else text
+            for name, text in texts.items()
+        }
+
+    @property
+    def everything(self) -> tuple[Any, ...]:
+        """All that a refused event must leave as it was."""
+        stream = keys.streaming(self.message.tenant_id, self.message.execution_id)
+        redis = self.store.redis
+        return self.fields, redis.xrange(stream), redis.zrange(keys.pending(), 0, -1, withscores=True)
+
+    @property
+    def events(self) -> int:
+        return int(self.store.redis.xlen(keys.streaming(self.message.tenant_id, self.message.execution_id)))
+
+    def step_state(self, step: str) -> StepState:
+        """Where the step stands, read without the scripts' help."""
+        fields, now_ms = self.fields, self.store.now_ms
+        stored = json.loads(fields.get(f"step:{step}", "null"))
+        if stored is None:
+            return StepState.ABSENT
+        if stored["state"] == "done":
+            return StepState.DONE
+        if fields["status"] in ("completed", "failed"):
+            return StepState.OVER
+        match stored["state"]:
+            case "running":
+                return StepState.RUNNING if now_ms < stored["lease_ms"] else StepState.EXPIRED
+            case "waiting":
+                has_to_end = "cancel_ms" in fields or now_ms >= int(fields.get("deadline_ms", 1e15))
+                return StepState.DUE if has_to_end or now_ms >= stored["due_ms"] else StepState.WAITING
+            case other:
+                return StepState(other)
+
+    @property
+    def execution_state(self) -> ExecutionState:
+        fields = self.fields
+        if not fields:
+            return ExecutionState.ABSENT
+        if fields["status"] in ("completed", "failed"):
+            return ExecutionState(fields["status"])
+        return ExecutionState.CANCELLING if "cancel_ms" in fields else ExecutionState(fields["status"])
+
+
+def recorded(store: ClockedStore, hold: Hold, *next_steps: str, join: str = "") -> None:
+    written = ledger.record(hold, result="{}", events=[], next_steps=next_steps, parent_id="p", priority=5, join=join)
+    assert store.run(written) == "recorded"
+
+
+def finishing(hold: Hold, status: str = "completed", *, cancelled: bool = False) -> Call[str]:
+    return ledger.finish(
+        hold,
+        result='{"by":"finish"}',
+        status=status,  # type: ignore[arg-type]
+        response="{}",
+        celery_result="{}",
+        events=[Event(EventName.COMPLETED if status == "completed" else EventName.FAILED, "{}")],
+        retention_s=RETENTION_S,
+        cancelled=cancelled,
+    )
+
+
+def waits(scene: Scene, hold: Hold) -> None:
+    scene.store.run(ledger.wait(hold, due_in_s=WAIT_S, events=[]))
+
+
+def is_due(scene: Scene, hold: Hold) -> None:
+    waits(scene, hold)
+    scene.store.advance(int(WAIT_S * 1000))
+
+
+def has_to_end(scene: Scene, hold: Hold) -> None:
+    waits(scene, hold)
+    scene.store.run(ledger.cancel("acme", hold.ref.execution_id))
+
+
+def is_done(scene: Scene, hold: Hold) -> None:
+    scene.store.run(ledger.join(hold, result="{}", events=[], target=JOINED, parent_id="p"))
+
+
+def ended_while_running(scene: Scene, _: Hold) -> None:
+    scene.store.run(finishing(scene.claim(OTHER)))
+
+
+def ended_while_waiting(scene: Scene, hold: Hold) -> None:
+    waits(scene, hold)
+    scene.store.run(finishing(scene.claim(OTHER)))
+
+
+#: How the second attempt of a step comes to stand there. Some states are reached by several ways.
+WAYS: list[tuple[StepState, Callable[[Scene, Hold], Any] | None]] = [
+    (StepState.ABSENT, None),
+    (StepState.QUEUED, lambda scene, hold: scene.store.run(ledger.release(hold))),
+    (StepState.WAITING, waits),
+    (StepState.DUE, is_due),
+    (StepState.DUE, has_to_end),
+    (StepState.RUNNING, lambda scene, hold: None),
+    (StepState.EXPIRED, lambda scene, hold: scene.store.advance(int(LEASE_S * 1000))),
+    (StepState.DONE, is_done),
+    (StepState.OVER, ended_while_running),
+    (StepState.OVER, ended_while_waiting),
+]
+
+
+@dataclass
+class Stand:
+    """A step in a state: its second attempt's hold, and its first one's."""
+
+    scene: Scene
+    hold: Hold
+    stale: Hold
+
+
+def stood(store: ClockedStore, state: StepState, way: Callable[[Scene, Hold], Any] | None) -> Stand:
+    """Bring a step into a state."""
+    scene = Scene(store)
+    scene.begin()
+    if way is None:
+        absent = scene.ref("tool_call.9.9")
+        return Stand(scene, Hold(absent, 2), Hold(absent, 1))
+    stale = scene.claim(STEP)
+    store.advance(int(LEASE_S * 1000))
+    current = scene.claim(STEP)
+    way(scene, current)
+    assert scene.step_state(STEP) == state
+    return Stand(scene, current, stale)
+
+
+def writing(event: str, hold: Hold) -> Call[Any]:
+    """The call that an event is, of the worker that has this hold."""
+    told = [Event(EventName.PROGRESS, "{}")]
+    match event:
+        case "claim" | "claim again":
+            return ledger.claim(hold.ref, lease_s=LEASE_S, worker="w")
+        case "renew":
+            return ledger.renew([hold], lease_s=LEASE_S)
+        case "tell":
+            return ledger.tell(hold, told)
+        case "record":
+            return ledger.record(hold, result="{}", events=told, next_steps=["completion.3"], parent_id="p", priority=5)
+        case "join":
+            return ledger.join(hold, result="{}", events=told, target=JOINED, parent_id="p")
+        case "wait":
+            return ledger.wait(hold, due_in_s=WAIT_S, events=told)
+        case "release":
+            return ledger.release(hold)
+        case "finish":
+            return finishing(hold, "failed", cancelled=True)
+    raise AssertionError(event)
+
+
+def verdict(answer: Any) -> str:
+    """An answer, as the tables spell it."""
+    match answer:
+        case Claimed():
+            return "claimed"
+        case NotClaimed(reason):
+            return reason
+        case [one]:
+            return str(one)
+        case _:
+            return str(answer)
+
+
+def repeated(event: str, then: StepState, said: str) -> str:
+    """What the same call is answered the second time."""
+    return life.STEP["claim again" if said == "claimed" else event][then].verdict
+
+
+def cancelled_or(said: str, scene: Scene) -> str:
+    """A renewal's answer says besides whether the execution's end was asked for (the second table)."""
+    cancelled = said == "held" and "cancel_ms" in scene.fields
+    return life.EXECUTION["renew"][ExecutionState.CANCELLING].verdict if cancelled else said
+
+
+@pytest.mark.parametrize("event", ["claim", "claim again", "renew", "tell", *WRITES])
+def test_what_a_worker_does_comes_to_what_the_table_says_and_once(
+    store: ClockedStore, subtests: pytest.Subtests, event: str
+) -> None:
+    for state, way in WAYS:
+        with subtests.test(state, way=way):
+            stand = stood(store, state, way)
+            scene, step = stand.scene, stand.hold.ref.step
+            call = writing(event, stand.hold)
+            if event == "claim again":
+                call = scene.claims.get(step, call)
+            before, expected = scene.everything, life.STEP[event][state]
+            said = verdict(store.run(call))
+            assert said == cancelled_or(expected.verdict, scene)
+            assert scene.step_state(step) == expected.then
+            if said in ledger.REFUSALS | {"lost", "busy", "early"}:
+                assert scene.everything == before, "what is refused changes nothing"
+            after = scene.everything
+            assert verdict(store.run(call)) == cancelled_or(repeated(event, expected.then, said), scene)
+            assert scene.everything == after, "its reply was lost: once more, it changes nothing"
+
+
+@pytest.mark.parametrize("event", ["renew", "tell", *WRITES])
+def test_what_an_overtaken_worker_does_changes_nothing(
+    store: ClockedStore, subtests: pytest.Subtests, event: str
+) -> None:
+    for state, way in WAYS:
+        with subtests.test(state, way=way):
+            stand = stood(store, state, way)
+            before = stand.scene.everything
+            expected = life.STEP["stale write" if event in WRITES else f"stale {event}"][state]
+            for _ in range(2):
+                assert verdict(store.run(writing(event, stand.stale))) == expected.verdict
+            assert stand.scene.everything == before
+
+
+@pytest.mark.parametrize("event", ["claim", "renew", "tell", *WRITES])
+def test_another_tenant_finds_nothing_and_changes_nothing(
+    store: ClockedStore, subtests: pytest.Subtests, event: str
+) -> None:
+    for state, way in WAYS:
+        with subtests.test(state, way=way):
+            stand = stood(store, state, way)
+            before = stand.scene.everything
+            call = writing(event, replace(stand.hold, ref=replace(stand.hold.ref, tenant_id="globex")))
+            # Not even by a call whose keys are the execution's own: the scripts compare the tenant itself.
+            crossed = replace(call, keys=[key.replace("globex", "acme") for key in call.keys])
+            for one in (call, crossed):
+                assert verdict(store.run(one)) == ("lost" if event == "renew" else "gone")
+            assert stand.scene.everything == before
+    assert not [key for key in store.redis.scan_iter() if b"globex" in key]
+
+
+def test_time_and_who_looks_come_to_what_the_table_says(store: ClockedStore, subtests: pytest.Subtests) -> None:
+    for state, way in WAYS:
+        with subtests.test(state, way=way):
+            stand = stood(store, state, way)
+            scene, step, expected = stand.scene, stand.hold.ref.step, life.STEP["look"][state]
+            store.redis.delete(keys.pending())
+            store.redis.zadd(keys.pending(), {f"acme {scene.message.execution_id} {step}": 0})
+            due = store.run(ledger.due())
+            looked = "hint" if due.hints or due.ends else "later" if store.redis.zcard(keys.pending()) else "forget"
+            assert looked == expected.verdict
+            assert bool(due.ends) == (looked == "hint" and "cancel_ms" in scene.fields), "no queue stands before an end"
+            assert scene.step_state(step) == expected.then
+            assert store.run(ledger.due()).hints == (), "who has looked looks again later"
+            assert store.run(ledger.put_off(stand.hold.ref)) == "put off"
+            assert scene.step_state(step) == state
+            store.advance(3_600_000)
+            assert scene.step_state(step) == life.STEP["time passes"][state].then
+
+
+def pending(scene: Scene) -> Hold:
+    scene.accept()
+    return Hold(scene.ref("prompt"), 1)
+
+
+def processing(scene: Scene) -> Hold:
+    scene.begin()
+    return scene.claim(STEP)
+
+
+def cancelling(scene: Scene) -> Hold:
+    hold = processing(scene)
+    scene.store.run(ledger.cancel("acme", scene.message.execution_id))
+    return hold
+
+
+def ended(status: str) -> Callable[[Scene], Hold]:
+    def end(scene: Scene) -> Hold:
+        hold = processing(scene)
+        scene.store.run(finishing(scene.claim(OTHER), status))
+        return hold
+
+    return end
+
+
+EXECUTIONS: dict[ExecutionState, Callable[[Scene], Hold]] = {
+    ExecutionState.ABSENT: lambda scene: Hold(scene.ref("prompt"), 1),
+    ExecutionState.PENDING: pending,
+    ExecutionState.PROCESSING: processing,
+    ExecutionState.CANCELLING: cancelling,
+    ExecutionState.COMPLETED: ended("completed"),
+    ExecutionState.FAILED: ended("failed"),
+}
+
+
+def happens(scene: Scene, event: str, hold: Hold) -> str:
+    """Have an event of the second table happen; return the answer."""
+    tenant_id, execution_id = "acme", scene.message.execution_id
+    calls: dict[str, Callable[[], Call[Any]]] = {
+        "accept": lambda: submission.store(scene.message, open_retention_s=RETENTION_S, max_queued=10),
+        "accept otherwise": lambda: submission.store(
+            scene.message.model_copy(update={"priority": 9}), open_retention_s=RETENTION_S, max_queued=10
+        ),
+        "claim": lambda: ledger.claim(
+            scene.ref(OTHER if hold.ref.step == STEP else "prompt"), lease_s=LEASE_S, worker="w"
+        ),
+        "renew": lambda: ledger.renew([hold], lease_s=LEASE_S),
+        "cancel": lambda: ledger.cancel(tenant_id, execution_id),
+        "prioritise": lambda: ledger.prioritise(tenant_id, execution_id, wish=7),
+        "finish completed": lambda: finishing(hold),
+        "finish failed": lambda: finishing(hold, "failed"),
+        "finish cancelled": lambda: finishing(hold, "failed", cancelled=True),
+    }
+    try:
+        answer = scene.store.run(calls[event]())
+    except Conflict:
+        return "mismatch"
+    except NotFound:
+        return "gone"
+    match answer:
+        case ledger.Acceptance(replayed=replayed):
+            return "replayed" if replayed else "accepted"
+        case ledger.CancelRequested():
+            return "requested"
+        case ledger.Prioritised():
+            return "changed"
+        case ledger.AlreadyOver(status):
+            return status
+        case other:
+            return verdict(other)
+
+
+@pytest.mark.parametrize("event", [event for event in life.EXECUTION if event != "retention passes"])
+def test_an_execution_lives_as_the_table_says(store: ClockedStore, subtests: pytest.Subtests, event: str) -> None:
+    for state, way in EXECUTIONS.items():
+        with subtests.test(state):
+            scene = Scene(store)
+            hold = way(scene)
+            assert scene.execution_state == state
+            before, expected = scene.everything, life.EXECUTION[event][state]
+            answer = happens(scene, event, hold)
+            if expected.verdict == "refused":
+                assert answer in ledger.REFUSALS | {"lost"}
+                assert scene.everything == before
+            else:
+                assert answer == expected.verdict
+            assert scene.execution_state == expected.then
+            ends = [entry for entry in scene.everything[1] if entry[1][b"event"].decode() in TERMINAL_EVENTS]
+            assert len(ends) == (expected.then in (ExecutionState.COMPLETED, ExecutionState.FAILED))
+            if expected.then != ExecutionState.ABSENT:  # and so the last row holds, by Redis's own clock
+                assert 0 < store.redis.ttl(keys.execution("acme", scene.message.execution_id)) <= RETENTION_S
+
+
+@pytest.mark.parametrize("event", ["cancel", "prioritise"])
+def test_another_tenants_caller_finds_nothing(store: ClockedStore, subtests: pytest.Subtests, event: str) -> None:
+    for state, way in EXECUTIONS.items():
+        with subtests.test(state):
+            scene = Scene(store)
+            way(scene)
+            before, execution_id = scene.everything, scene.message.execution_id
+            call: Call[Any] = (
+                ledger.cancel("globex", execution_id)
+                if event == "cancel"
+                else ledger.prioritise("globex", execution_id, wish=9)
+            )
+            for tenant_id in ("globex", "acme"):
+                with pytest.raises(NotFound):
+                    store.run(replace(call, keys=[key.replace("globex", tenant_id) for key in call.keys]))
+            assert scene.everything == before
+
+
+def test_every_row_of_the_tables_is_driven() -> None:
+    stale = {"stale write", "stale renew", "stale tell"}
+    assert set(life.STEP) == {"claim", "claim again", "renew", "tell", *WRITES, *stale, "time passes", "look"}
+    assert {state for state, _ in WAYS} == set(StepState)
+    assert set(EXECUTIONS) == set(ExecutionState)
