@@ -1,5 +1,6 @@
 # Every target sets up what it needs, from Python 3.11+ alone. The first run downloads; later runs touch no network.
 # `args` goes to the tool: make test args="tests/test_packaging.py -x"
+# Three test files run at once, for most tests wait for processes: args="-n 0" runs one after another.
 
 args ?=
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ up: .venv/.installed ## the whole stack left running: shim on 8080, Flower on 55
 	@.venv/bin/python -m sandbox up $(args)
 
 test: .venv/.installed-dev ## the whole test suite, with the coverage gate
-	.venv/bin/python -m pytest --cov $(args)
+	.venv/bin/python -m pytest -n 3 --dist loadfile --cov $(args)
 
 chaos: .venv/.installed-dev ## the proof of the promise: the whole service under continuous faults, then its ledgers
 	@.venv/bin/python -m chaos $(args)

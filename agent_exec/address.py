@@ -16,6 +16,7 @@ that a process hands on.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
@@ -46,6 +47,36 @@ class Broker:
     broker_url: str
     transport_options: dict[str, Any] = field(default_factory=dict)
     use_ssl: dict[str, Any] | None = None
+
+
+class Undisclosed(Mapping[str, Any]):
+    """Options of Celery's transport that its worker does not tell about itself, in `inspect stats` and Flower: they hold a
+    password, and what JSON cannot say.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Take the options."""
+        self._options = dict(options)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return one of them."""
+        return self._options[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over their names."""
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._options)
+
+    def __repr__(self) -> str:
+        """Tell names alone."""
+        return f"Undisclosed({', '.join(self)})"
+
+    def __json__(self) -> list[str]:
+        """Tell names alone; kombu calls this."""
+        return list(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +127,7 @@ class Sentinels:
         url = ";".join(f"sentinel://{login}{_bracketed(host)}:{port}/{self.database}" for host, port in self.hosts)
         timeouts = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
         sentinel = self.sentinel_connection(timeouts, Retry(NoBackoff(), 0))
-        return Broker(url, {"master_name": self.master_name, "sentinel_kwargs": sentinel})
+        return Broker(url, {"master_name": self.master_name, "sentinel_kwargs": Undisclosed(sentinel)})
 
 
 def complete(url: str, *, master_name: str, sentinel_password: str) -> str:

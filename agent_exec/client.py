@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from agent_exec import events, keys, submission
+from agent_exec.approval import resolve
+from agent_exec.contract.approval import Approval
 from agent_exec.contract.event import Frame
 from agent_exec.contract.execution import ExecutionRequest, ExecutionView, FinalResponse
 from agent_exec.contract.message import Message
@@ -90,6 +92,22 @@ class AgentExecClient:
             StorageUnavailable: Redis does not answer. Asking again is safe.
         """
         return self._store.run(ledger.cancel(tenant_id, execution_id))
+
+    def resolve_approval(
+        self, tenant_id: str, execution_id: str, tool_call_id: str, *, approved: bool, reason: str | None = None
+    ) -> Approval:
+        """Approve a tool call that waits for it, or reject it; durable when this returns. Return the decision that stands.
+
+        Raises:
+            NotFound: this tenant has no such execution.
+            NotAwaitingApproval: the call does not wait for approval (any more).
+            AlreadyResolved: it was resolved before, the other way.
+        """
+        approval = Approval(approved=approved, reason=reason)
+        resolved = self._store.run(resolve(tenant_id, execution_id, tool_call_id, approval))
+        if resolved.hint is not None:
+            self._store.run(resolved.hint.push())
+        return resolved.approval
 
     def prioritise(self, tenant_id: str, execution_id: str, priority: int) -> Prioritised | AlreadyOver:
         """Change how urgent an execution is, 0–9 and 9 the most; what waits already moves in its queue.

@@ -5,6 +5,8 @@ AgentExecError
 ├── Conflict                  the same id or idempotency key came before with other content
 ├── QueueFull                 the tenant has too many executions waiting
 ├── NotFound                  no such execution for this tenant
+├── NotAwaitingApproval       the tool call does not wait for approval
+├── AlreadyResolved           the tool call's approval was resolved before, the other way
 ├── Unauthorized              no credential, or one that does not hold
 ├── Forbidden                 the credential's role does not allow this
 ├── SettingsInvalid           a setting is missing or wrong
@@ -18,6 +20,7 @@ AgentExecError
     ├── StepTimedOut          a step hung for longer than any of its kind may
     ├── StepPoisoned          a step was claimed too often without a result
     ├── LimitExceeded         turns, tool calls, tokens or money of the execution are used up
+    ├── BudgetExceeded        the tenant's money of the day is used up
     ├── PromptInvalid         the prompt template does not render
     ├── OutputInvalid         the answer is not of the form that the agent demands
     ├── InternalError         a fault of this service; its log has the stack
@@ -28,6 +31,7 @@ AgentExecError
     │   └── NeighbourRefused       an answer that is no use to us: 4xx, or not of the contract
     └── ProviderError
         ├── ProviderNotConfigured  no such provider, or no key for it
+        ├── ProviderKeyUnusable    the tenant's own key cannot be read, or is none
         ├── ProviderAuth           the provider refuses our key, or the account has no money
         ├── ProviderBadRequest     the provider refuses the request as it stands
         ├── ModelNotFound          the provider knows no such model
@@ -77,6 +81,18 @@ class NotFound(AgentExecError):
     """No such execution for this tenant; another tenant's looks the same."""
 
     code = "not_found"
+
+
+class NotAwaitingApproval(AgentExecError):
+    """The tool call does not wait for approval: it never did, its time has passed, or its execution has ended."""
+
+    code = "not_awaiting_approval"
+
+
+class AlreadyResolved(AgentExecError):
+    """The tool call's approval was resolved before, the other way; the first decision stands."""
+
+    code = "already_resolved"
 
 
 class Unauthorized(AgentExecError):
@@ -133,9 +149,14 @@ class StorageFull(StorageError):
 
 
 class ExecutionError(AgentExecError):
-    """Ends an execution, or delays one of its steps."""
+    """Ends an execution, or delays one of its steps; `detail` is JSON that the final response's error shows beside it."""
 
     code = "execution_error"
+
+    def __init__(self, message: str, *, detail: dict[str, Any] | None = None) -> None:
+        """Keep the detail."""
+        super().__init__(message)
+        self.detail = detail or {}
 
 
 class Cancelled(ExecutionError):
@@ -167,6 +188,12 @@ class LimitExceeded(ExecutionError):
     """Turns, tool calls, tokens or money of the execution are used up."""
 
     code = "limit_exceeded"
+
+
+class BudgetExceeded(ExecutionError):
+    """The tenant's money of the day is used up."""
+
+    code = "budget_exceeded"
 
 
 class PromptInvalid(ExecutionError):
@@ -212,10 +239,17 @@ class NeighbourError(ExecutionError):
 
 
 class NeighbourUnavailable(NeighbourError):
-    """No answer, a time-out, or a 5xx."""
+    """No answer, a time-out, or a 5xx; `unheard` where it is certain that the request did nothing there."""
 
     code = "neighbour_unavailable"
     retryable = True
+
+    def __init__(
+        self, message: str, *, neighbour: str, retry_after_s: float | None = None, unheard: bool = False
+    ) -> None:
+        """Keep whether the request can have done anything: one that found no connection, or was turned away, cannot."""
+        super().__init__(message, neighbour=neighbour, retry_after_s=retry_after_s)
+        self.unheard = unheard
 
 
 class NeighbourRefused(NeighbourError):
@@ -228,6 +262,8 @@ class ProviderError(ExecutionError):
     """A provider's call failed; `retry_after_s` is the pause that the provider asked for."""
 
     code = "provider_error"
+    #: Another model may answer what this one did not.
+    another_may: ClassVar[bool] = True
 
     def __init__(self, message: str, *, provider: str, retry_after_s: float | None = None) -> None:
         """Keep the provider's name and the pause it asked for."""
@@ -240,6 +276,13 @@ class ProviderNotConfigured(ProviderError):
     """No such provider, or no key for it."""
 
     code = "provider_not_configured"
+
+
+class ProviderKeyUnusable(ProviderError):
+    """The tenant's own key cannot be read, or is none; the service's is not used in its place."""
+
+    code = "provider_key_unusable"
+    retryable = True
 
 
 class ProviderAuth(ProviderError):
@@ -267,9 +310,10 @@ class ContextTooLong(ProviderError):
 
 
 class ContentFiltered(ProviderError):
-    """The provider's filter stopped it."""
+    """The provider's filter stopped it; no other model is asked to say it in its place."""
 
     code = "content_filtered"
+    another_may = False
 
 
 class ProviderRateLimited(ProviderError):

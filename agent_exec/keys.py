@@ -112,6 +112,72 @@ def notifier_lease() -> str:
     return "ax:notifier"
 
 
+def spending_open(tenant_id: str) -> str:
+    """HASH name → its attempts whose call is not settled. Expires three days after the last change."""
+    return f"ax:spending:{tenant_id}:open"
+
+
+def spending_looks(tenant_id: str) -> str:
+    """ZSET name → when one of its attempts lapses or is forgotten, in ms. Expires with `spending_open`."""
+    return f"ax:spending:{tenant_id}:looks"
+
+
+def spending_limit(tenant_id: str) -> str:
+    """STRING: a tenant's budget a day in micro-dollars, empty for none, as workers last learnt of it. Expires in 35 days."""
+    return f"ax:spending:{tenant_id}:limit"
+
+
+def spending_day_prefix(tenant_id: str) -> str:
+    """Return what the key of each day begins with; its number since 1970 follows.
+
+    HASH: what a tenant has spent and reserved on a day. Expires 35 days after its end.
+    """
+    return f"ax:spending:{tenant_id}:day:"
+
+
+def configuration(tenant_id: str) -> str:
+    """HASH agent, or `*` for all → since when what is cached of its configuration is void. Expires a day after the last."""
+    return f"ax:configuration:{tenant_id}"
+
+
+# What the fleet knows of providers. A lane is a provider, one key of it (by its fingerprint) and a model.
+
+
+def provider_lane(provider: str, key_fingerprint: str, model: str) -> str:
+    """STRING: what limits a lane, and how much of it is left. Expires a day after the last call."""
+    return f"ax:lane:{provider}:{key_fingerprint}:{model}"
+
+
+def provider_line(provider: str, key_fingerprint: str, model: str) -> str:
+    """ZSET `tenant who` → virtual time of its turn: calls that were put off. Expires with the longest wait."""
+    return f"ax:lane_line:{provider}:{key_fingerprint}:{model}"
+
+
+def provider_lapses(provider: str, key_fingerprint: str, model: str) -> str:
+    """ZSET `tenant who` → until when its place in the line is kept, in ms. Expires with the longest wait."""
+    return f"ax:lane_lapses:{provider}:{key_fingerprint}:{model}"
+
+
+def provider_turns(provider: str, key_fingerprint: str, model: str) -> str:
+    """ZSET tenant → virtual time at which its next turn in the line begins. Expires with the longest wait."""
+    return f"ax:lane_turns:{provider}:{key_fingerprint}:{model}"
+
+
+def provider_places(tenant_id: str, name: str) -> str:
+    """SET of `lane line lapses turns`: the lanes in which one who was put off has a place. Expires with the longest wait."""
+    return f"ax:lane_places:{tenant_id}:{name}"
+
+
+def provider_breaker(provider: str, model: str, tenant_id: str = "") -> str:
+    """HASH: an open or half-open circuit breaker, everybody's or one tenant's. Expires an hour after it opened."""
+    return f"ax:breaker:{tenant_id}:{provider}:{model}"
+
+
+def provider_trouble(provider: str, model: str) -> str:
+    """HASH: what calls came to since one failed, by tenant. Expires 30 s after that one."""
+    return f"ax:trouble:{provider}:{model}"
+
+
 # Fair queue. Its scripts compute their keys from the first one (broker/lua/_keys.lua), so that kombu's
 # `global_keyprefix`, which may stand before every one of them, is known by it. None expires but where it says so: each
 # holds undelivered work and is absent without any, and the shares are a tenant's configuration.

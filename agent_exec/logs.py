@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO
 
 import structlog
@@ -26,6 +26,8 @@ QUIET = {
     "groq": logging.INFO,
     "httpcore": logging.INFO,
     "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "mcp": logging.CRITICAL,  # it logs session ids and what it could not read; tasks/neighbours/mcp.py tells of both faults
 }
 STRUCK_OUT = "[redacted]"
 #: A shorter secret is no secret, and would strike out words.
@@ -39,6 +41,10 @@ _CREDENTIAL = re.compile(
     r"|\bg?sk[-_][\w-]{8,}"
     r"|\bwhsec_[\w+/=-]{8,}"
     r"|\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\b(?:gh[opsur]_|github_pat_|xox[abeprs]-)[\w-]{10,}"
+    # To its end; one that was cut off, as far as it goes. In a line of JSON its line ends are escaped.
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[\w+/=:,.\s\\]|-(?!----))*(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -83,15 +89,26 @@ def configure(settings: Settings, process: str) -> None:
 
 def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     """Return `text` without anything that looks like a credential, and without the `secrets` that are known."""
-    for secret in secrets:
-        text = text.replace(secret, STRUCK_OUT)
-    return _CREDENTIAL.sub(lambda found: (found["keep"] or found["key_id"] or found["user"] or "") + STRUCK_OUT, text)
+    known = without(secrets)(text)
+    return _CREDENTIAL.sub(lambda found: (found["keep"] or found["key_id"] or found["user"] or "") + STRUCK_OUT, known)
+
+
+def without(secrets: Iterable[str]) -> Callable[[str], str]:
+    """Return what strikes these secrets alone out of a text."""
+
+    def strike(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, STRUCK_OUT)
+        return text
+
+    return strike
 
 
 def secrets_of(settings: Settings) -> list[str]:
     """Return every secret that the settings hold, as it would stand in a line, longest first."""
     held = [getattr(settings, name) for name in type(settings).model_fields]
     held += [provider.api_key for provider in settings.providers.values()]
+    held += [server.token for server in settings.mcp_servers.values()]
     plain = [value.get_secret_value() for value in held if isinstance(value, SecretStr)]
     spelt = {form for secret in plain if len(secret) >= MIN_SECRET_CHARS for form in (secret, json.dumps(secret)[1:-1])}
     return sorted(spelt, key=len, reverse=True)

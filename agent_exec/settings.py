@@ -6,18 +6,23 @@ Owns names, defaults and bounds; docs/operations.md holds the table made from th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agent_exec.contract.model import ID_PATTERN
 from agent_exec.errors import SettingsInvalid
 
 
 def _sdk_name(name: str) -> Any:
     """A name that the provider's SDK fixed, without our prefix."""
     return Field(default=None, validation_alias=AliasChoices(name))
+
+
+#: The header that a provider's key stands in; `authorization` has `Bearer` before it.
+KeyHeader = Literal["authorization", "api-key"]
 
 
 class CompatibleProvider(BaseModel):
@@ -27,6 +32,25 @@ class CompatibleProvider(BaseModel):
 
     base_url: str
     api_key: SecretStr = SecretStr("none")
+    key_header: KeyHeader = "authorization"
+    #: Goes with every request, as Azure's `api-version` does.
+    query: dict[str, str] = Field(default_factory=dict)
+    #: What the endpoint calls the most tokens of an answer. Older servers know the first alone, reasoning models the second.
+    output_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+
+class McpServer(BaseModel):
+    """A server of tools that speaks the Model Context Protocol over streamable HTTP."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    token: SecretStr = SecretStr("")
+    #: Who may be offered its tools; none named: everybody.
+    tenants: frozenset[str] = frozenset()
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    #: Whether a person has to agree to each call that is no `read`.
+    requires_approval: bool = False
 
 
 class Settings(BaseSettings):
@@ -74,8 +98,38 @@ class Settings(BaseSettings):
     tool_timeout_s: Annotated[
         float, Field(gt=0, le=600, description="a tool's time to answer, whatever longer one its definition names")
     ] = 600.0
+    approval_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="a tool call waits this long for a person's approval, and not beyond its execution's deadline",
+        ),
+    ] = 3_600.0
+    mcp_servers: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,20}$")], McpServer],
+        Field(
+            description="servers of tools (extra `mcp`), as JSON; an agent names a tool `<server>__<tool>`: "
+            '{"files": {"url": "https://…/mcp", "token": "…", "tenants": ["acme"], "timeout_s": 30, '
+            '"requires_approval": false}}'
+        ),
+    ] = Field(default_factory=dict)
+    max_parallel_tools: Annotated[
+        int,
+        Field(ge=1, le=128, description="tool calls of one turn that run at once; the others wait, holding no slot"),
+    ] = 10
+    max_tool_result_chars: Annotated[
+        int, Field(ge=1_000, le=1_000_000, description="a tool's longer result is cut, and says so")
+    ] = 100_000
+    redact_tool_results: Annotated[
+        bool,
+        Field(
+            description="what looks like a credential in a tool's result is struck out for the model too; it always is in "
+            "events, responses and logs"
+        ),
+    ] = True
     config_ttl_s: Annotated[
-        float, Field(ge=0, description="how long an agent's configuration or tool list is used unasked")
+        float, Field(ge=0, le=86_400, description="how long an agent's configuration or tool list is used unasked")
     ] = 30.0
 
     openai_api_key: Annotated[SecretStr | None, Field(description="OpenAI's key")] = _sdk_name("OPENAI_API_KEY")
@@ -88,9 +142,18 @@ class Settings(BaseSettings):
         dict[str, CompatibleProvider],
         Field(description='more endpoints of the OpenAI wire, as JSON: {"local": {"base_url": "…", "api_key": "…"}}'),
     ] = Field(default_factory=dict)
+    provider_keys_dir: Annotated[
+        Path | None,
+        Field(
+            description="tenants' own provider keys, in files `<tenant>/<provider>`; who has none uses the service's. "
+            "A change counts within seconds"
+        ),
+    ] = None
     provider_connect_timeout_s: Annotated[float, Field(gt=0, description="to connect to a provider")] = 5.0
-    provider_first_token_timeout_s: Annotated[float, Field(gt=0, description="to a provider's first byte")] = 60.0
-    provider_idle_timeout_s: Annotated[float, Field(gt=0, description="between two pieces of a stream")] = 60.0
+    provider_first_token_timeout_s: Annotated[float, Field(gt=0, description="to a provider's first token")] = 60.0
+    provider_idle_timeout_s: Annotated[
+        float, Field(gt=0, description="between two tokens of a stream; comments are none")
+    ] = 60.0
     provider_total_timeout_s: Annotated[float, Field(gt=0, description="for one whole provider call")] = 600.0
 
     worker_concurrency: Annotated[int, Field(ge=1, le=10_000, description="steps at once in a worker process")] = 200
@@ -108,6 +171,12 @@ class Settings(BaseSettings):
     heartbeat_s: Annotated[float, Field(gt=0, description="how often leases are renewed and cancels are noticed")] = 0.5
     max_attempts: Annotated[int, Field(ge=1, description="claims of a step without a result before it is poisoned")] = 3
     max_retries: Annotated[int, Field(ge=0, description="failed attempts of a step that are tried again")] = 5
+    max_repairs: Annotated[
+        int,
+        Field(
+            ge=0, le=10, description="an execution's answers that do not fit `response_format` and go back to the model"
+        ),
+    ] = 2
     token_flush_ms: Annotated[
         int, Field(ge=0, le=1_000, description="tokens of this long travel as one event; 0: each by itself")
     ] = 20
@@ -124,6 +193,14 @@ class Settings(BaseSettings):
     api_keys_file: Annotated[Path | None, Field(description="hashes of the API keys; written by `agent-exec keys`")] = (
         None
     )
+    api_service_tenant: Annotated[
+        str | None,
+        Field(
+            pattern=ID_PATTERN,
+            description="the tenant whose service keys may ask `/internal/v1` about every tenant; any other service key "
+            "asks about its own",
+        ),
+    ] = None
     api_sse_ping_s: Annotated[float, Field(gt=0, description="a comment on every idle event stream")] = 15.0
     api_max_wait_s: Annotated[float, Field(ge=0, description="the longest `Prefer: wait` that is honoured")] = 60.0
     api_body_timeout_s: Annotated[float, Field(gt=0, description="a request's body has to come within this")] = 30.0
@@ -152,7 +229,7 @@ class Settings(BaseSettings):
     ] = "json"
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged")] = "INFO"
 
-    @field_validator("providers", "api_allowed_origins", mode="before")
+    @field_validator("providers", "mcp_servers", "api_allowed_origins", mode="before")
     @classmethod
     def _decoded(cls, value: Any) -> Any:
         return from_json(value) if isinstance(value, str) else value

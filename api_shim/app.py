@@ -20,11 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent_exec import logs
+from agent_exec.contract.approval import Approval, ApprovalAnswer
 from agent_exec.contract.event import Frame
 from agent_exec.contract.execution import ExecutionRequest, ExecutionView, FinalResponse
+from agent_exec.contract.spending import TenantUsage
 from agent_exec.errors import AgentExecError
 from agent_exec.settings import Settings, read_settings
-from api_shim import conversation, event_stream, executions, health, openapi
+from api_shim import approval, conversation, event_stream, executions, health, internal, openapi
 from api_shim.counters import Counters
 from api_shim.observed import Observed
 from api_shim.operation import Operation
@@ -72,6 +74,29 @@ OPERATIONS: list[Operation] = [
         path="/v1/executions/{execution_id}/cancel",
         function=executions.cancel,
         answers={202: executions.CancelAnswer},
+    ),
+    Operation(
+        method="GET",
+        path="/internal/v1/tenants/{tenant_id}/usage",
+        function=internal.tenant_usage,
+        role="service",
+        parameters=internal.UsageParameters,
+        answers={200: TenantUsage},
+    ),
+    Operation(
+        method="POST",
+        path="/internal/v1/cache/invalidate",
+        function=internal.invalidate_configuration,
+        role="service",
+        body=internal.Invalidation,
+        answers={200: internal.Invalidated},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/executions/{execution_id}/tool-calls/{tool_call_id}/approval",
+        function=approval.resolve,
+        body=Approval,
+        answers={200: ApprovalAnswer},
     ),
     Operation(method="GET", path="/health/live", function=health.live, role=None, answers={200: health.Health}),
     Operation(method="GET", path="/health/ready", function=health.ready, role=None, answers={200: health.Health}),

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, suppress
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import structlog
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from agent_exec.contract.approval import Approval
 from agent_exec.contract.command import CommandResult
-from agent_exec.contract.model import ContractModel, ExecutionId
+from agent_exec.contract.model import ContractModel, ExecutionId, OpaqueId
 from agent_exec.errors import AgentExecError, Forbidden, InvalidMessage, NotFound, Unauthorized
 from agent_exec.events import Page
+from api_shim.approval import decide
 from api_shim.body import check_json
 from api_shim.event_stream import Sequence
 from api_shim.executions import ask_for_end
@@ -48,11 +50,23 @@ class ConverseParameters(Parameters):
     after: Annotated[Sequence, Field(description="the last sequence seen; 0 for all events")] = 0
 
 
-class Command(ContractModel):
-    """What a socket may ask for."""
+class CancelExecution(ContractModel):
+    """Ask for the end of the execution."""
 
     command: Literal["cancel_execution"]
     execution_id: ExecutionId | None = None
+
+
+class ResolveApproval(Approval):
+    """Approve a tool call that waits for it, or reject it."""
+
+    command: Literal["resolve_approval"]
+    execution_id: ExecutionId | None = None
+    tool_call_id: OpaqueId
+
+
+Command = CancelExecution | ResolveApproval
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="command")])
 
 
 async def converse(asked: Asked[ConverseParameters, None], websocket: WebSocket) -> None:
@@ -103,12 +117,18 @@ async def _take_commands(asked: Asked[ConverseParameters, None], websocket: WebS
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message["code"])
+        command: Command | None = None
         try:
-            result = await _obey(asked, _command(message.get("text")))
+            command = _command(message.get("text"))
+            result = await _obey(asked, command)
         except (AgentExecError, Refused) as error:
             strikes += isinstance(error, InvalidMessage | Refused)
             result = CommandResult(
-                command=None, execution_id=asked.execution_id, code=code_of(error), message=detail_of(error)
+                command=command.command if command is not None else None,
+                execution_id=asked.execution_id,
+                code=code_of(error),
+                message=detail_of(error),
+                tool_call_id=command.tool_call_id if isinstance(command, ResolveApproval) else None,
             )
         await websocket.send_text(result.frame())
         if strikes == MAX_STRIKES:
@@ -121,7 +141,7 @@ def _command(text: str | None) -> Command:
         raise InvalidMessage("Send commands as text.")
     check_json(text.encode())
     try:
-        return Command.model_validate_json(text)
+        return _COMMAND.validate_json(text)
     except ValidationError as error:
         raise breach(error, where="command") from None
 
@@ -129,8 +149,15 @@ def _command(text: str | None) -> Command:
 async def _obey(asked: Asked[ConverseParameters, None], command: Command) -> CommandResult:
     if command.execution_id not in (None, asked.execution_id):
         raise NotFound("This socket is another execution's.")
-    answer = await ask_for_end(asked.shim, asked.tenant_id, asked.execution_id)
-    return CommandResult.of_cancel(answer.execution_id, answer.status)
+    match command:
+        case CancelExecution():
+            answer = await ask_for_end(asked.shim, asked.tenant_id, asked.execution_id)
+            return CommandResult.of_cancel(answer.execution_id, answer.status)
+        case ResolveApproval(approved=approved, reason=reason, tool_call_id=tool_call_id):
+            await decide(asked, tool_call_id, Approval(approved=approved, reason=reason))
+            return CommandResult(command=command.command, execution_id=asked.execution_id, tool_call_id=tool_call_id)
+        case other:
+            assert_never(other)
 
 
 def _check_origin(asked: Asked[ConverseParameters, None]) -> None:

@@ -20,10 +20,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_exec.contract.event import Frame
-from agent_exec.contract.model import EXECUTION_ID_PATTERN
+from agent_exec.contract.model import EXECUTION_ID_PATTERN, ID_PATTERN, OPAQUE_ID_PATTERN
 from api_shim import problem
 from api_shim.operation import Operation
 
+#: What a path may name, and how it looks.
+_IN_PATH = {"execution_id": EXECUTION_ID_PATTERN, "tenant_id": ID_PATTERN, "tool_call_id": OPAQUE_ID_PATTERN}
 _REF = "#/components/schemas/{model}"
 _Schemas = Mapping[Any, dict[str, Any]]  # (model, mode) → its schema
 
@@ -91,10 +93,11 @@ def _described(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _in_path(operation: Operation) -> list[dict[str, Any]]:
-    if "{execution_id}" not in operation.path:
-        return []
-    schema = {"type": "string", "pattern": EXECUTION_ID_PATTERN}
-    return [{"name": "execution_id", "in": "path", "required": True, "schema": schema}]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
+        for name, pattern in _IN_PATH.items()
+        if f"{{{name}}}" in operation.path
+    ]
 
 
 def _beside_body(operation: Operation) -> list[dict[str, Any]]:

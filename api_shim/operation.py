@@ -96,6 +96,8 @@ class Operation:
             statuses |= {401, 403, 422}
         if "{execution_id}" in self.path:
             statuses.add(404)
+        if "{tool_call_id}" in self.path:
+            statuses.add(409)
         if self.body is not None:
             statuses |= {400, 408, 413, 415}
         return sorted(statuses)

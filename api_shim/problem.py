@@ -18,9 +18,11 @@ from starlette.responses import Response
 from agent_exec.contract.model import ContractModel
 from agent_exec.errors import (
     AgentExecError,
+    AlreadyResolved,
     Conflict,
     Forbidden,
     InvalidMessage,
+    NotAwaitingApproval,
     NotFound,
     QueueFull,
     StorageFull,
@@ -62,6 +64,8 @@ KINDS: dict[type[Exception], Kind] = {
     Conflict: Kind(422, "The idempotency key was used for another request"),
     # The same for a missing execution and another tenant's, to the letter.
     NotFound: Kind(404, "Not found", "This tenant has no such execution. It may have expired; check the id."),
+    NotAwaitingApproval: Kind(409, "The tool call does not wait for approval"),
+    AlreadyResolved: Kind(409, "The approval was resolved before"),
     Unauthorized: Kind(401, "Who are you?", headers={"WWW-Authenticate": 'Bearer realm="agent-execution"'}),
     Forbidden: Kind(403, "Not allowed"),
     StorageUnavailable: Kind(

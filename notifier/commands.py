@@ -6,10 +6,13 @@ command that names no tenant is for the one whose execution it is; a command tha
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import assert_never
 
+from agent_exec import approval
+from agent_exec.contract.approval import Approval
 from agent_exec.contract.command import CommandResult
-from agent_exec.errors import AgentExecError
+from agent_exec.errors import AgentExecError, StorageError
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, not_found
 from agent_exec.store import Store
@@ -54,14 +57,13 @@ async def _cancel(command: CancelExecution, store: Store) -> CommandResult:
 
 
 async def _resolve(command: ResolveApproval, store: Store) -> CommandResult:
-    await store.run(ledger.look(await _tenant_of(command, store), command.execution_id))
-    return CommandResult(
-        command=command.command,
-        execution_id=command.execution_id,
-        code="not_awaiting_approval",
-        message="The tool call does not wait for approval.",
-        tool_call_id=command.tool_call_id,
-    )
+    decision = Approval(approved=command.approved, reason=command.reason)
+    tenant_id = await _tenant_of(command, store)
+    resolved = await store.run(approval.resolve(tenant_id, command.execution_id, command.tool_call_id, decision))
+    if resolved.hint is not None:
+        with suppress(StorageError):  # it is stored: whoever looks for lost hints sends this one
+            await store.run(resolved.hint.push())
+    return CommandResult(command=command.command, execution_id=command.execution_id, tool_call_id=command.tool_call_id)
 
 
 async def _replay(command: ReplayFrom, store: Store) -> CommandResult:
@@ -78,7 +80,13 @@ async def _replay(command: ReplayFrom, store: Store) -> CommandResult:
 
 
 def _not_done(command: Command | BadCommand, *, code: str, message: str) -> CommandResult:
-    return CommandResult(command=command.command, execution_id=command.execution_id, code=code, message=message)
+    return CommandResult(
+        command=command.command,
+        execution_id=command.execution_id,
+        code=code,
+        message=message,
+        tool_call_id=command.tool_call_id if isinstance(command, ResolveApproval) else None,
+    )
 
 
 async def _tenant_of(command: Command, store: Store) -> str:

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from agent_exec.contract.approval import Approval
 from agent_exec.contract.model import EXECUTION_ID_PATTERN, ContractModel, ExecutionId, OpaqueId, TenantId
 
 #: What an IEEE double, hence Lua and JavaScript, counts without a gap; no execution has as many events.
 MAX_SEQUENCE = 2**53 - 1
-MAX_REASON_CHARS = 2_000
 #: A number of at most 15 digits is below `MAX_SEQUENCE`.
 _EVENT_ID_PATTERN = rf"{EXECUTION_ID_PATTERN.removesuffix('$')}:[1-9][0-9]{{0,14}}$"
 
@@ -46,14 +46,12 @@ class CancelExecution(ContractModel):
     tenant_id: TenantId | None = None
 
 
-class ResolveApproval(ContractModel):
-    """Allow a tool call that waits for approval, or refuse it."""
+class ResolveApproval(Approval):
+    """Approve a tool call that waits for it, or reject it."""
 
     command: Literal["resolve_approval"]
     execution_id: ExecutionId
     tool_call_id: OpaqueId
-    approved: bool
-    reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] | None = None
     tenant_id: TenantId | None = None
 
 

@@ -67,8 +67,9 @@ class CallAssembly:
         call.id = call.id or part.id or ""
         call.name = call.name or name[:MAX_NAME_CHARS]
         fitting = arguments[: MAX_ARGUMENTS_CHARS - call.arguments_chars]
-        call.arguments.append(fitting)
-        call.arguments_chars += len(fitting)
+        if fitting:
+            call.arguments.append(fitting)
+            call.arguments_chars += len(fitting)
         return len(fitting) == len(arguments)
 
     def calls(self) -> tuple[ToolCall, ...]:

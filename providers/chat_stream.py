@@ -19,7 +19,7 @@ from providers.chunk import Chunk, MessagePart, UsageReport, read_chunk, read_ob
 from providers.event_stream import MAX_EVENT_BYTES, Event, EventStream, EventTooLong
 from providers.failure import Failures
 from providers.price import Tariff
-from providers.provider import Delta, Finished, Reasoning, Text
+from providers.provider import Delta, Finished, Reasoning, Spent, Text
 
 #: Text, reasoning and arguments of one answer; two megabytes are what an execution may put out (faults S36, S37).
 MAX_OUTPUT_CHARS = 2_000_000
@@ -71,10 +71,22 @@ class ChatStream:
         self._output_chars = 0
         self._stream_bytes = 0
         self._half_pair = ""
+        #: How many there were.
+        self.chunks = 0
         #: `Finished` was given; more bytes say nothing.
         self.finished = False
         #: We cut the answer; there may be any number of bytes left.
         self.truncated = False
+
+    @property
+    def begun(self) -> bool:
+        """The model has said something, or the provider has counted."""
+        return self.answered or self._usage is not None or self._output_chars > 0
+
+    def spent(self) -> Spent:
+        """Return what was used so far: as the provider counts, and where it does not, by the length of what was said."""
+        usage, estimated = self._count()
+        return Spent(usage, estimated)
 
     @property
     def answered(self) -> bool:
@@ -128,6 +140,7 @@ class ChatStream:
         return deltas
 
     def _chunk(self, event: Event) -> Chunk:
+        self.chunks += 1
         try:
             chunk = read_chunk(event.data)
         except ValueError as error:
@@ -232,8 +245,8 @@ class ChatStream:
         report = self._usage or UsageReport()
         prompt, completion = report.prompt_tokens, report.completion_tokens
         floor = self._output_chars // MAX_CHARS_PER_TOKEN
-        prompt_tokens = _plausible(prompt, at_least=0, or_else=_tokens(self._prompt_chars))
-        completion_tokens = _plausible(completion, at_least=floor, or_else=_tokens(self._output_chars))
+        prompt_tokens = _plausible(prompt, at_least=0, or_else=estimated_tokens(self._prompt_chars))
+        completion_tokens = _plausible(completion, at_least=floor, or_else=estimated_tokens(self._output_chars))
         total = prompt_tokens + completion_tokens
         cached = report.prompt_tokens_details.cached_tokens if report.prompt_tokens_details is not None else None
         usage = Usage(
@@ -261,7 +274,8 @@ def _plausible(reported: int | None, *, at_least: int, or_else: int) -> int:
     return min(reported, MAX_TOKENS)
 
 
-def _tokens(chars: int) -> int:
+def estimated_tokens(chars: int) -> int:
+    """Return about how many tokens a text of so many characters has."""
     return -(-chars // CHARS_PER_TOKEN)
 
 

@@ -84,6 +84,9 @@ class EventStream:
             self._add_data(line[6:] if line[5:6] == b" " else line[5:], events)
         elif line.startswith(b"event:"):
             self._name = line[6:].strip()
+        elif line.startswith(b"error:"):  # llama.cpp, for years: the event's name in the place of `data`
+            self._add_data(line[6:].strip(), events)
+            self._name = b"error"
         elif not line.startswith((b":", b"id:", b"retry:")) and len(self.stray) < MAX_STRAY_BYTES:
             self.stray += line[:MAX_STRAY_BYTES] + b"\n"
 

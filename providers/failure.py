@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import aiohttp
+from pydantic import SecretStr
 
 from agent_exec.errors import (
     ContentFiltered,
@@ -201,7 +202,7 @@ def _bounded(pause_s: float) -> float:
 class Failures:
     """The failures of one provider."""
 
-    def __init__(self, provider: str, *, kinds: Kinds, secret: str) -> None:
+    def __init__(self, provider: str, *, kinds: Kinds, secret: SecretStr) -> None:
         """Take the provider's name, the table of its SDK, and the key that no message may hold."""
         self._provider = provider
         self._kinds = kinds
@@ -246,8 +247,9 @@ class Failures:
         return root
 
     def _summary(self, said: str) -> str:
-        if len(self._secret) >= _MIN_SECRET_CHARS:
-            said = said.replace(self._secret, "[key]")
+        secret = self._secret.get_secret_value()
+        if len(secret) >= _MIN_SECRET_CHARS:
+            said = said.replace(secret, "[key]")
         printable = "".join(char if char.isprintable() else " " for char in said[: 10 * MAX_SUMMARY_CHARS])
         short = _KEY.sub("[key]", " ".join(printable.split())).strip(": ")
         return short if len(short) <= MAX_SUMMARY_CHARS else short[: MAX_SUMMARY_CHARS - 1] + "…"

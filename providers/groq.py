@@ -10,11 +10,15 @@ from typing import Any
 
 import groq
 import httpx
-from groq import AsyncGroq, DefaultAioHttpClient
+from groq import AsyncGroq
+from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
 
 from agent_exec.errors import ProviderBadRequest, ProviderProtocol, ProviderTimeout, ProviderUnreachable
-from providers.chat_provider import KEEP_ALIVE_S, MAX_CONNECTIONS, Ask, ChatProvider, Patience, keep_refusal_short
-from providers.failure import TRANSPORT_KINDS, Failures, Kinds
+from providers.chat_provider import IDENTITY, NO_KEY, Ask, ChatEndpoint, keep_refusal_short
+from providers.connection import NO_COOKIES, open_session
+from providers.failure import TRANSPORT_KINDS, Kinds
+from providers.patience import Patience
 from providers.price import Tariff
 from providers.request_body import Dialect
 
@@ -36,28 +40,28 @@ KINDS: Kinds = {
 }
 
 
-def groq_provider(*, api_key: str, base_url: str | None, patience: Patience) -> ChatProvider:
+def groq_endpoint(*, base_url: str | None, patience: Patience) -> ChatEndpoint:
     """Return Groq; `base_url` is its address, if another."""
-    http_client = DefaultAioHttpClient(
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S),
-        follow_redirects=False,
+    base_url, tls = base_url or GROQ_URL, httpx.create_ssl_context()
+    http_client = httpx.AsyncClient(
+        transport=AiohttpTransport(verify=tls, client=partial(open_session, base_url, tls=tls)),
         event_hooks={"response": [partial(keep_refusal_short, byte_stream=httpx.ByteStream, kinds=KINDS)]},
     )
+    http_client.cookies.jar.set_policy(NO_COOKIES)
     client = AsyncGroq(
-        api_key=api_key,
-        base_url=base_url or GROQ_URL,
+        api_key=NO_KEY,
+        base_url=base_url,
         max_retries=0,
         timeout=httpx.Timeout(None, connect=patience.connect_s, pool=patience.connect_s),
-        # A compressed stream comes in lumps, and grows when it is unpacked.
-        default_headers={"Accept-Encoding": "identity"},
+        default_headers={"Accept-Encoding": IDENTITY},
         http_client=http_client,
     )
-    return ChatProvider(
+    return ChatEndpoint(
         "groq",
         ask=_asker(client),
         close=client.close,
         dialect=Dialect(output_limit="max_completion_tokens"),
-        failures=Failures("groq", kinds=KINDS, secret=api_key),
+        kinds=KINDS,
         tariff=Tariff("groq", provider_id="groq"),
         patience=patience,
     )
@@ -66,9 +70,15 @@ def groq_provider(*, api_key: str, base_url: str | None, patience: Patience) -> 
 def _asker(client: AsyncGroq) -> Ask:
     completions = client.chat.completions.with_streaming_response
 
-    def ask(body: dict[str, Any]) -> Any:
+    def ask(body: dict[str, Any], key: SecretStr) -> Any:
         # As `extra_body` the SDK sends it as it is: its own arguments know no `stream_options`, and it would walk each
         # message of the conversation in search of names to translate, at more CPU than the rest of the request.
-        return completions.create(model=body["model"], messages=[], stream=True, extra_body=body)
+        return completions.create(
+            model=body["model"],
+            messages=[],
+            stream=True,
+            extra_body=body,
+            extra_headers={"Authorization": f"Bearer {key.get_secret_value()}"},
+        )
 
     return ask

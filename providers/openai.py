@@ -5,12 +5,15 @@ Owns the client and the table from the SDK's exceptions to ours. Does not know h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from httpx_aiohttp.httpx2 import AiohttpTransport
+from openai import AsyncOpenAI
+from pydantic import SecretStr
 
 from agent_exec.errors import (
     ContentFiltered,
@@ -19,15 +22,11 @@ from agent_exec.errors import (
     ProviderTimeout,
     ProviderUnreachable,
 )
-from providers.chat_provider import (
-    KEEP_ALIVE_S,
-    MAX_CONNECTIONS,
-    Ask,
-    ChatProvider,
-    Patience,
-    keep_refusal_short,
-)
-from providers.failure import TRANSPORT_KINDS, Failures, Kinds
+from agent_exec.settings import CompatibleProvider, KeyHeader
+from providers.chat_provider import IDENTITY, NO_KEY, Ask, ChatEndpoint, keep_refusal_short
+from providers.connection import NO_COOKIES, open_session
+from providers.failure import TRANSPORT_KINDS, Kinds
+from providers.patience import Patience
 from providers.price import Tariff
 from providers.request_body import Dialect
 
@@ -51,60 +50,69 @@ KINDS: Kinds = {
 }
 
 
-def openai_provider(*, api_key: str, base_url: str | None, patience: Patience) -> ChatProvider:
+def openai_endpoint(*, base_url: str | None, patience: Patience) -> ChatEndpoint:
     """Return OpenAI itself; `base_url` is its address, if another."""
-    client = _client(api_key=api_key, base_url=base_url or OPENAI_URL, patience=patience)
-    return ChatProvider(
+    client = _client(base_url=base_url or OPENAI_URL, patience=patience)
+    return ChatEndpoint(
         "openai",
-        ask=_asker(client),
+        ask=_asker(client, key_header="authorization"),
         close=client.close,
         dialect=Dialect(output_limit="max_completion_tokens", strict_schemas=True),
-        failures=Failures("openai", kinds=KINDS, secret=api_key),
+        kinds=KINDS,
         tariff=Tariff("openai", provider_id="openai"),
         patience=patience,
     )
 
 
-def compatible_provider(name: str, *, api_key: str, base_url: str, patience: Patience) -> ChatProvider:
+def compatible_endpoint(name: str, *, settings: CompatibleProvider, patience: Patience) -> ChatEndpoint:
     """Return an endpoint that speaks OpenAI's wire; it is priced only if genai-prices knows its address."""
-    client = _client(api_key=api_key, base_url=base_url, patience=patience)
+    client = _client(base_url=settings.base_url, patience=patience, query=settings.query)
     # The SDK takes both from the environment: they are for OpenAI, and nobody else's business.
     client.organization = None
     client.project = None
-    return ChatProvider(
+    return ChatEndpoint(
         name,
-        ask=_asker(client),
+        ask=_asker(client, key_header=settings.key_header),
         close=client.close,
-        dialect=Dialect(output_limit="max_tokens"),
-        failures=Failures(name, kinds=KINDS, secret=api_key),
-        tariff=Tariff(name, base_url=base_url),
+        dialect=Dialect(output_limit=settings.output_limit),
+        kinds=KINDS,
+        tariff=Tariff(name, base_url=settings.base_url),
         patience=patience,
     )
 
 
-def _client(*, api_key: str, base_url: str, patience: Patience) -> AsyncOpenAI:
-    http_client = DefaultAioHttpClient(
-        limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S),
-        follow_redirects=False,
+def _client(*, base_url: str, patience: Patience, query: Mapping[str, str] | None = None) -> AsyncOpenAI:
+    tls = httpx2.create_ssl_context()
+    http_client = httpx2.AsyncClient(
+        transport=AiohttpTransport(verify=tls, client=partial(open_session, base_url, tls=tls)),
         event_hooks={"response": [partial(keep_refusal_short, byte_stream=httpx2.ByteStream, kinds=KINDS)]},
     )
+    http_client.cookies.jar.set_policy(NO_COOKIES)
     return AsyncOpenAI(
-        api_key=api_key,
+        api_key=NO_KEY,
         base_url=base_url,
         max_retries=0,
         timeout=httpx2.Timeout(None, connect=patience.connect_s, pool=patience.connect_s),
-        # A compressed stream comes in lumps, and grows when it is unpacked.
-        default_headers={"Accept-Encoding": "identity"},
+        default_headers={"Accept-Encoding": IDENTITY},
+        default_query=query,
         http_client=http_client,
     )
 
 
-def _asker(client: AsyncOpenAI) -> Ask:
+def _asker(client: AsyncOpenAI, *, key_header: KeyHeader) -> Ask:
     completions = client.chat.completions.with_streaming_response
 
-    def ask(body: dict[str, Any]) -> Any:
+    def ask(body: dict[str, Any], key: SecretStr) -> Any:
+        headers: dict[str, Any]
+        match key_header:
+            case "authorization":
+                headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
+            case "api-key":
+                headers = {"api-key": key.get_secret_value(), "Authorization": openai.omit}
+            case other:
+                assert_never(other)
         # As `extra_body` the SDK sends it as it is; as arguments it would walk each message of the conversation in search
         # of names to translate, at more CPU than the rest of the request.
-        return completions.create(model=body["model"], messages=[], stream=True, extra_body=body)
+        return completions.create(model=body["model"], messages=[], stream=True, extra_body=body, extra_headers=headers)
 
     return ask

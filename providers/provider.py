@@ -1,6 +1,14 @@
 """What a provider is to the rest of the service: one call, answered by a stream of deltas.
 
-Owns the closed union `Delta` and the protocol. Does not know SDKs, bytes or retries.
+Owns the closed union `Delta` and the protocols. Does not know SDKs, bytes, keys or retries. Every call can be paid for,
+however it ends:
+
+    call = provider.stream(request)
+    try:
+        async with call as deltas:
+            ...
+    finally:
+        bill(call.spent)                  # also on a ProviderError, on cancellation, and when left early
 """
 
 from __future__ import annotations
@@ -12,6 +20,7 @@ from typing import Protocol
 
 from agent_exec.contract.completion import CompletionRequest, FinishReason, Usage
 from agent_exec.contract.tool import ToolCall
+from providers.quota import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +58,50 @@ class Finished:
 Delta = Text | Reasoning | Finished
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a call has used. `estimated`: some number in `usage` is ours, for the provider gave none, or not yet."""
+
+    usage: Usage
+    estimated: bool
+
+
+class Call(AbstractAsyncContextManager[AsyncIterator[Delta]], Protocol):
+    """One call; entered once. The deltas end with one `Finished`.
+
+    Leaving the context closes the provider's socket at once, also on cancellation. A stream that was read to its end
+    leaves the connection for the next call.
+
+    Raises:
+        ProviderError: on entering, or between deltas.
+    """
+
+    @property
+    def spent(self) -> Spent | None:
+        """What was used so far, at any moment; None while nothing was asked, and where the provider refused.
+
+        After `Finished` it is the provider's count. Before, the prompt counts as soon as the request may have arrived, and
+        what was streamed counts by its length.
+        """
+        ...
+
+    @property
+    def quota(self) -> Quota | None:
+        """What the head of the answer, or of the refusal, told of the provider's limits; None before there is one."""
+        ...
+
+
 class Provider(Protocol):
     """One endpoint with one key."""
 
     name: str
+    #: Names the key, and tells nothing of it: equal for equal keys of one endpoint, whichever tenants have them.
+    key_fingerprint: str
 
-    def stream(self, request: CompletionRequest) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
-        """Ask once, without a retry; the deltas end with one `Finished`.
-
-        Leaving the context closes the provider's socket at once, also on cancellation. A stream that was read to its
-        end leaves the connection for the next call.
-
-        Raises:
-            ProviderError: on entering, or between deltas.
-        """
+    def worst_case(self, request: CompletionRequest) -> Usage:
+        """Return what a call comes to at most: the prompt by its length, and the whole answer that it may have."""
         ...
 
-    async def aclose(self) -> None:
-        """Close every connection; streams still open break with `ProviderUnreachable`."""
+    def stream(self, request: CompletionRequest) -> Call:
+        """Return a call that asks once, without a retry, when it is entered."""
         ...

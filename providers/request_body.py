@@ -75,14 +75,17 @@ def request_body(request: CompletionRequest, *, dialect: Dialect) -> dict[str, A
 
 def prompt_chars(request: CompletionRequest) -> int:
     """Return the size of what the model reads, for an estimate of its tokens."""
-    said = sum(
-        len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-        for message in request.messages
-    )
-    tools = sum(
-        len(tool.name) + len(tool.description) + len(msgspec.json.encode(tool.parameters)) for tool in request.tools
-    )
-    return said + tools
+    return sum(map(message_chars, request.messages)) + sum(map(tool_chars, request.tools))
+
+
+def message_chars(message: ChatMessage) -> int:
+    """Return the size of one message."""
+    return len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+
+
+def tool_chars(tool: ToolDefinition) -> int:
+    """Return the size of one tool's definition."""
+    return len(tool.name) + len(tool.description) + len(msgspec.json.encode(tool.parameters))
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:

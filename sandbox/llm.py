@@ -1,6 +1,7 @@
 """The scripted LLM behind a provider's HTTP: keys, errors, a believable pace, and a journal of every call.
 
-Owns the socket side. Does not know what the model says (scripted_model.py) nor the JSON of it (completion.py).
+Owns the socket side. Does not know what the model says (scripted_model.py), the JSON of it (completion.py), nor which faults
+are ordered (faults.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sandbox.chat_request import BadRequest, read_request
 from sandbox.completion import Completion, Provider, completion_of
+from sandbox.faults import Fault, Faults, read_faults
 from sandbox.journal import Journal, canaries_in
 from sandbox.scripted_model import next_turn, prompt_tokens
 
@@ -45,6 +47,13 @@ _LIMIT_HEADERS = {
     "x-ratelimit-reset-tokens": "1ms",
 }
 _QUESTION_CHARS = 200
+#: OpenAI's code and type beside a status; of what is not here it says neither more than that the server is in trouble.
+_WORDS = {
+    400: (None, "invalid_request_error"),
+    401: ("invalid_api_key", "invalid_request_error"),
+    404: ("model_not_found", "invalid_request_error"),
+    429: ("rate_limit_exceeded", "requests"),
+}
 _PATHS: dict[Provider, str] = {"openai": "/v1/chat/completions", "groq": "/openai/v1/chat/completions"}
 
 
@@ -145,6 +154,7 @@ class ChatCompletions:
         self._pace = pace
         self._calls: Journal[CallRecord] = Journal()
         self._limited_before: set[str] = set()
+        self._faults = Faults()
 
     async def complete(self, request: Request) -> PacedResponse | JSONResponse:
         """Answer a chat completion."""
@@ -161,7 +171,7 @@ class ChatCompletions:
         self._calls.add(record)
         try:
             self._admit(key)
-            return self._answer(body, record)
+            return self._answer(body, record, fault=self._fault())
         except Refused as refusal:
             record.status = refusal.status
             record.end("refused")
@@ -175,6 +185,21 @@ class ChatCompletions:
             {"last": self._calls.last, "calls": [{"number": number, **asdict(call)} for number, call in calls]}
         )
 
+    async def order(self, request: Request) -> Response:
+        """Take the faults to come; none before them is left."""
+        try:
+            self._faults = read_faults(await request.body())
+        except ValueError as error:
+            return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+        return Response(status_code=204)
+
+    def _fault(self) -> Fault | None:
+        fault = self._faults.next()
+        if fault is not None and fault.status != 200:
+            code, kind = _WORDS.get(fault.status, (None, "server_error"))
+            raise Refused(fault.status, code, "As ordered.", kind=kind, retry_after_s=fault.retry_after_s)
+        return fault
+
     def _admit(self, key: str) -> None:
         if not key:
             raise Refused(401, "invalid_api_key", "You didn't provide an API key in an Authorization header.")
@@ -183,7 +208,7 @@ class ChatCompletions:
             message = "Rate limit reached for requests. Please try again in 1s."
             raise Refused(429, "rate_limit_exceeded", message, kind="requests", retry_after_s=1)
 
-    def _answer(self, body: bytes, record: CallRecord) -> PacedResponse:
+    def _answer(self, body: bytes, record: CallRecord, *, fault: Fault | None) -> PacedResponse:
         try:
             asked = read_request(body)
         except BadRequest as error:
@@ -208,6 +233,8 @@ class ChatCompletions:
         )
         if asked.stream:
             parts = self._streamed(completion, with_usage=asked.usage_wanted, seed=record.request_sha256)
+            if fault is not None and fault.cut_after_tokens is not None:
+                parts = cut(parts, after_tokens=fault.cut_after_tokens)
             return PacedResponse(parts, media_type="text/event-stream; charset=utf-8", record=record)
         pause_s = self._pace * (FIRST_TOKEN_S + TOKEN_S * completion.completion_tokens)
         whole = Part(completion.whole(), pause_s, completion.completion_tokens)
@@ -223,15 +250,30 @@ class ChatCompletions:
 
 
 def create_app(provider: Provider = "openai", *, pace: float = 1.0) -> Starlette:
-    """Return a provider: `/v1/chat/completions` for OpenAI, `/openai/v1/chat/completions` for Groq, and `/journal`."""
+    """Return a provider: `/v1/chat/completions` for OpenAI, `/openai/v1/chat/completions` for Groq, `/journal`, and
+    `PUT /faults` (faults.py).
+    """
     endpoint = ChatCompletions(provider, pace=pace)
     return Starlette(
         routes=[
             Route(_PATHS[provider], endpoint.complete, methods=["POST"]),
             Route("/journal", endpoint.journal),
+            Route("/faults", endpoint.order, methods=["PUT"]),
         ],
         exception_handlers={404: _not_found},
     )
+
+
+def cut(parts: Sequence[Part], *, after_tokens: int) -> list[Part]:
+    """Return the parts up to so many tokens: a stream that just ends."""
+    sent = 0
+    kept: list[Part] = []
+    for part in parts:
+        if sent >= after_tokens and part.tokens:
+            break
+        kept.append(part)
+        sent += part.tokens
+    return kept
 
 
 async def _disconnect(receive: Receive) -> None:

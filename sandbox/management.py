@@ -47,6 +47,18 @@ SEED_AGENTS: tuple[tuple[TenantId, AgentConfig], ...] = (
     (
         "acme",
         AgentConfig(
+            agent_id="editor",
+            version="1",
+            agent_type="interactive",
+            provider="openai",
+            model="sandbox-1",
+            system_prompt="You write notes, and publish them once a person has agreed.",
+            tools=["send_note", "publish_note"],
+        ),
+    ),
+    (
+        "acme",
+        AgentConfig(
             agent_id="extractor",
             version="1",
             agent_type="workflow",

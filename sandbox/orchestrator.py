@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,8 @@ MAX_WAIT_S = 30.0
 
 class Mode(BaseModel):
     """Faults. `refuse`: handshakes get this status, and open connections are dropped; `close_after`: a connection is closed
-    after so many frames, 0 at once; `silent`: frames are taken and nothing is acknowledged.
+    after so many frames, 0 at once; `silent`: frames are taken and nothing is acknowledged; `under_way`: an operation is
+    answered 202 so many times under its key, and then with its result.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +47,7 @@ class Mode(BaseModel):
     refuse: int | None = Field(default=None, ge=400, le=599)
     close_after: int | None = Field(default=None, ge=0)
     silent: bool = False
+    under_way: int = Field(default=0, ge=0)
 
 
 class Command(BaseModel):
@@ -124,6 +127,8 @@ class Orchestrator:
         self._connections: dict[int, Connection] = {}
         self._connected_before = 0
         self._faulty = 0
+        #: How often each operation was asked for, by its key.
+        self._asked: Counter[str] = Counter()
 
     async def task_updates(self, websocket: WebSocket) -> None:
         """Serve one connection of the notifier."""
@@ -198,6 +203,8 @@ class Orchestrator:
     async def query(self, request: Request) -> JSONResponse:
         """Search the handbook on behalf of an agent."""
         asked = await body_of(request, Query)
+        if self._is_under_way(request):
+            return JSONResponse({}, status_code=202, headers={"retry-after": "1"})
         documents = [
             Document(
                 id=hit.passage.id,
@@ -212,8 +219,19 @@ class Orchestrator:
     async def embedding(self, request: Request) -> JSONResponse:
         """Embed texts on behalf of an agent."""
         asked = await body_of(request, Embedding)
+        if self._is_under_way(request):
+            return JSONResponse({}, status_code=202, headers={"retry-after": "1"})
         vectors = [embed(text) for text in asked.texts]
         return JSONResponse(EmbeddingResult(model=EMBEDDING_MODEL, embeddings=vectors).model_dump())
+
+    async def operations(self, _: Request) -> JSONResponse:
+        """How often each operation was asked for, by its key."""
+        return JSONResponse(self._asked)
+
+    def _is_under_way(self, request: Request) -> bool:
+        key = request.headers.get("idempotency-key", "")
+        self._asked[key] += 1
+        return self._asked[key] <= self._mode.under_way
 
     def _is_over(self, connection: Connection) -> bool:
         return self._mode.close_after is not None and connection.frames >= self._mode.close_after
@@ -296,6 +314,7 @@ def create_app(
             Route("/frames", orchestrator.frames),
             Route("/command-results", orchestrator.command_results),
             Route("/connections", orchestrator.connections),
+            Route("/operations", orchestrator.operations),
             Route("/_send", orchestrator.send, methods=["POST"]),
             Route("/_mode", orchestrator.change_mode, methods=["POST"]),
         ]

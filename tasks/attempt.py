@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import assert_never
 
@@ -25,6 +26,7 @@ from agent_exec.errors import (
 )
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed, NotClaimed, StepRef
+from agent_exec.script import Call
 from tasks import retry
 from tasks.journal import read_by
 from tasks.leases import CANCELLED, HandBack, LeaseLost
@@ -32,7 +34,6 @@ from tasks.next_step import Fail, WaitUntil
 from tasks.resources import Resources
 from tasks.settlement import settle
 from tasks.step import Done, Step
-from tasks.token_stream import token_event
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +94,7 @@ async def _hold(step: Step, do: Callable[[Step], Awaitable[Done]], *, limit_s: f
     except LeaseLost:
         log.info("step left to another attempt")
     except HandBack:
-        await store.insist(ledger.release(hold))
+        await store.insist(_hand_back(step))
         log.info("step handed back")
     except MemoryError:  # as if the worker had died of it: claimed again once the lease has lapsed, and counted
         log.critical("out of memory; the step is left to its lease", exc_info=True)
@@ -130,18 +131,12 @@ async def _attempt(step: Step, do: Callable[[Step], Awaitable[Done]], *, limit_s
         log.warning("attempt failed", code=error.code, reason=str(error), retries=step.claim.retries)
         max_retries = step.resources.settings.max_retries
         follows = retry.after_failure(error, retries=step.claim.retries, max_retries=max_retries)
-        return Done("null", [], follows) if isinstance(follows, WaitUntil) else await _failed(step, error)
+        if isinstance(follows, WaitUntil):
+            return Done("null", [], dataclasses.replace(follows, note=step.note))
+        return await step.failed(error)
     except Exception:
         log.exception("step broke")
-        return await _failed(step, InternalError("The service failed in this step; its log says how."))
-
-
-async def _failed(step: Step, error: ExecutionError) -> Done:
-    """The end, with what the model had said: the text that is recorded is the text that was told."""
-    if step.tokens is None:
-        return Done("null", [], Fail(error))
-    rest = await step.tokens.rest()
-    return Done("null", [token_event(rest)] if rest else [], Fail(error, partial=step.tokens.text))
+        return await step.failed(InternalError("The service failed in this step; its log says how."))
 
 
 @contextlib.asynccontextmanager
@@ -173,5 +168,12 @@ async def _handed_back_when_interrupted(step: Step) -> AsyncIterator[None]:
         yield
     except asyncio.CancelledError:
         with contextlib.suppress(StorageError):
-            await asyncio.shield(step.resources.store.run(ledger.release(step.claim.hold)))
+            await asyncio.shield(step.resources.store.run(_hand_back(step)))
         raise
+
+
+def _hand_back(step: Step) -> Call[str]:
+    """Return the call that gives the step to another worker at once, with what it has noted meanwhile."""
+    if step.note == step.claim.note:
+        return ledger.release(step.claim.hold)
+    return ledger.wait(step.claim.hold, due_in_s=0, events=[], note=step.note, counted=False)

@@ -9,39 +9,48 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent_exec.contract.agent import AgentConfig, Tenant
+from agent_exec import configuration
+from agent_exec.configuration import Edition
+from agent_exec.contract.agent import AgentConfig, NamedToolChoice, Tenant
 from agent_exec.contract.event import EventName, ProgressData
 from agent_exec.contract.message import Message
 from agent_exec.contract.tool import ToolDefinition
 from agent_exec.errors import PromptInvalid
 from agent_exec.ledger.ledger import Event
 from agent_exec.submission import complaints
-from tasks.journal import Snapshot
+from tasks.journal import PROMPT_STEP, Snapshot
 from tasks.next_step import after_prompt
 from tasks.step import Done, Step
+from tasks.structured import check_schema
 from tasks.template import render
+
+#: What a message may give parts of.
+PARTIAL = frozenset({"limits", "retrieval", "context"})
 
 
 async def prepare(step: Step) -> Done:
     """Do the step."""
     message = step.claim.execution.message
-    config, tenant = await _config(step, message)
+    current = configuration.edition(message.tenant_id, message.agent_id)
+    edition = await step.resources.store.insist(current)
+    config, tenant = await _config(step, message, edition)
     snapshot = Snapshot(
         config=config,
         tenant=tenant,
         system_prompt=render(config.prompt, values=message.payload.context.variables),
-        tools=await _tools(step, message, config),
+        tools=await _tools(step, message, config, edition),
     )
+    result = snapshot.model_dump_json()
     begun = ProgressData(stage="processing", step=step.ref.step)
     return Done(
-        result=snapshot.model_dump_json(),
+        result=result,
         events=[Event(EventName.PROGRESS, begun.model_dump_json())],
-        next=after_prompt(snapshot),
+        next=after_prompt(step.journal.and_then(PROMPT_STEP, result)),
         snapshot=snapshot,
     )
 
 
-async def _config(step: Step, message: Message) -> tuple[AgentConfig, Tenant]:
+async def _config(step: Step, message: Message, edition: Edition) -> tuple[AgentConfig, Tenant]:
     """A configuration that names its agent is a whole one and stands for itself: nothing is fetched, so that the tenant
     counts as of the smallest plan. Anything less is laid over Agent Management's.
     """
@@ -50,30 +59,44 @@ async def _config(step: Step, message: Message) -> tuple[AgentConfig, Tenant]:
     if "agent_id" in overrides:
         tenant, whole = Tenant(tenant_id=message.tenant_id), overrides
     else:
-        tenant = await management.tenant(message.tenant_id)
+        tenant = await management.tenant(message.tenant_id, edition=edition)
         await step.resources.shares.note(tenant)
-        stored = await management.agent(message.tenant_id, message.agent_id)
+        stored = await management.agent(message.tenant_id, message.agent_id, edition=edition)
         whole = _laid_over(stored.model_dump(), overrides)
     try:
-        return AgentConfig.model_validate(whole), tenant
+        config = AgentConfig.model_validate(whole)
     except ValidationError as error:
         raise PromptInvalid(f"payload.agent_config does not fit this agent: {complaints(error)}.") from None
+    _check(config)
+    return config, tenant
+
+
+def _check(config: AgentConfig) -> None:
+    """Refuse what no turn could keep, before one is paid for."""
+    if isinstance(config.tool_choice, NamedToolChoice) and config.tool_choice.name not in config.tools:
+        raise PromptInvalid(f"The agent's tool_choice names '{config.tool_choice.name}', which is none of its tools.")
+    if config.response_format is not None:
+        try:
+            check_schema(config.response_format)
+        except ValueError as error:
+            raise PromptInvalid(f"The agent's response_format is no JSON Schema that can be used: {error}.") from None
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return `below` with the fields of `above`; of `limits` and `retrieval` only the parts that are given."""
+    """Return `below` with the fields of `above`; of those in `PARTIAL` only the parts that are given."""
     merged = dict(below)
     for name, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(name), dict) and name in ("limits", "retrieval")
+        both = isinstance(value, dict) and isinstance(below.get(name), dict) and name in PARTIAL
         merged[name] = {**below[name], **value} if both else value
     return merged
 
 
-async def _tools(step: Step, message: Message, config: AgentConfig) -> list[ToolDefinition]:
+async def _tools(step: Step, message: Message, config: AgentConfig, edition: Edition) -> list[ToolDefinition]:
     """The definitions of the agent's tools, in its order."""
-    if not config.tools:
+    if not config.tools or config.tool_choice == "none":  # what is not offered cannot be called either
         return []
-    offered = {tool.name: tool for tool in await step.resources.registry.tools(message.tenant_id, message.agent_id)}
+    tools = step.resources.tools
+    offered = await tools.offered(message.tenant_id, message.agent_id, config.tools, edition=edition)
     missing = [name for name in config.tools if name not in offered]
     if missing:
         raise PromptInvalid(

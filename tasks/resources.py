@@ -15,18 +15,20 @@ from agent_exec.embedded import redis_url
 from agent_exec.settings import Settings
 from agent_exec.store import Store
 from providers.catalog import Providers
+from providers.gate import Gate
 from tasks.leases import Leases
 from tasks.neighbours.http import Neighbour
 from tasks.neighbours.management import AgentManagement
 from tasks.neighbours.orchestrator import Orchestrator
 from tasks.neighbours.registry import ToolRegistry
+from tasks.neighbours.tools import Tools, open_tools
 from tasks.quarantine import Quarantine
 from tasks.shares import Shares
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Settings, the store, the leases, the neighbours and the providers."""
+    """Settings, the store, the leases, the neighbours, the providers and the gate to them."""
 
     settings: Settings
     store: Store
@@ -34,8 +36,9 @@ class Resources:
     quarantine: Quarantine
     shares: Shares
     providers: Providers
+    gate: Gate
     management: AgentManagement
-    registry: ToolRegistry
+    tools: Tools
     orchestrator: Orchestrator
     worker: str
 
@@ -56,6 +59,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                 ("Orchestrator", settings.orchestrator_url),
             )
         ]
+        tools = await stack.enter_async_context(
+            open_tools(ToolRegistry(registry, ttl_s=settings.config_ttl_s), settings)
+        )
         yield Resources(
             settings=settings,
             store=store,
@@ -63,8 +69,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             quarantine=Quarantine(),
             shares=Shares(store, keep_s=settings.open_retention_s),
             providers=providers,
+            gate=Gate(store, probe_lease_s=settings.provider_first_token_timeout_s),
             management=AgentManagement(management, ttl_s=settings.config_ttl_s),
-            registry=ToolRegistry(registry, ttl_s=settings.config_ttl_s),
+            tools=tools,
             orchestrator=Orchestrator(orchestrator),
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )

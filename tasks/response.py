@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from agent_exec.contract.completion import CompletionResponse
+from agent_exec.contract.completion import CompletionResponse, Usage
 from agent_exec.contract.execution import ErrorDetail, FinalResponse, Output
 from agent_exec.errors import AgentExecError, ExecutionError, ExecutionFailed
 from tasks.journal import Journal
@@ -21,19 +21,36 @@ def completed(journal: Journal, answer: CompletionResponse, *, structured: Any, 
 
 
 def failed(
-    journal: Journal, error: ExecutionError, *, answer: CompletionResponse | None, partial: str, at_ms: float
+    journal: Journal,
+    error: ExecutionError,
+    *,
+    answer: CompletionResponse | None,
+    partial: str,
+    cut_off: Usage | None,
+    at_ms: float,
 ) -> FinalResponse:
-    """Return the response of an execution that failed, with what was done, said and paid before."""
-    detail = ErrorDetail(code=error.code, message=str(error), retryable=error.retryable)
-    return _response(journal, answer, Output(text=answer.text if answer is not None else partial), detail, at_ms)
+    """Return the response of an execution that failed, with what was done, said and paid before.
+
+    `cut_off` is what the call of the last turn used that ended without an answer.
+    """
+    why = ErrorDetail(code=error.code, message=str(error), retryable=error.retryable, detail=error.detail)
+    output = Output(text=answer.text if answer is not None else partial)
+    return _response(journal, answer, output, why, at_ms, cut_off=cut_off)
 
 
 def _response(
-    journal: Journal, answer: CompletionResponse | None, output: Output, error: ErrorDetail | None, at_ms: float
+    journal: Journal,
+    answer: CompletionResponse | None,
+    output: Output,
+    error: ErrorDetail | None,
+    at_ms: float,
+    *,
+    cut_off: Usage | None = None,
 ) -> FinalResponse:
     execution = journal.execution
     turns = [*journal.turns, *([] if answer is None else [answer])]
     last = turns[-1] if turns else None
+    paid = answer.usage if answer is not None else cut_off
     chosen = last or (journal.snapshot.config if journal.snapshot is not None else None)
     return FinalResponse(
         execution_id=execution.message.execution_id,
@@ -42,7 +59,7 @@ def _response(
         status="completed" if error is None else "failed",
         output=output,
         error=error,
-        usage=journal.usage if answer is None else journal.usage.plus(answer.usage),
+        usage=journal.usage if paid is None else journal.usage.plus(paid),
         tool_calls=journal.all_tool_records,
         turns=len(turns),
         provider=chosen.provider if chosen is not None else None,

@@ -1,4 +1,5 @@
-"""What tenants are entitled to, passed on: their weight and cap to the fair queues, their plan to those who accept work.
+"""What tenants are entitled to, passed on: their weight and cap to the fair queues, their plan to those who accept work,
+their budget to those who spend.
 
 Owns when: when a worker first meets a tenant, when what Agent Management says of it has changed, and now and then. Does
 not know how a weight is kept.
@@ -11,6 +12,7 @@ import time
 from agent_exec.broker import fair_queue
 from agent_exec.contract.agent import Tenant
 from agent_exec.ledger import ledger
+from agent_exec.spending import reservation
 from agent_exec.store import Store
 
 #: Passed on again after this long, for a store that has lost it.
@@ -36,6 +38,7 @@ class Shares:
         cap = tenant.max_in_flight or None  # 0 is Agent Management's word for none
         await self._store.insist(fair_queue.set_share(tenant.tenant_id, weight=tenant.weight, cap=cap))
         await self._store.insist(ledger.note_tenant(tenant, keep_s=self._keep_s))
+        await self._store.insist(reservation.note_limit(tenant.tenant_id, tenant.budget.usd_per_day))
         if len(self._passed_on) >= MAX_REMEMBERED:
             self._passed_on.clear()
         self._passed_on[tenant.tenant_id] = tenant, time.monotonic() + AGAIN_AFTER_S

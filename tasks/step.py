@@ -9,13 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from agent_exec.contract.completion import Usage
 from agent_exec.contract.event import EventName
+from agent_exec.errors import ExecutionError
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed, Event, StepRef
 from tasks.journal import Journal, Snapshot
-from tasks.next_step import Next
+from tasks.next_step import Fail, Next
 from tasks.resources import Resources
-from tasks.token_stream import TokenStream
+from tasks.token_stream import TokenStream, token_event
 
 
 @dataclass(slots=True)
@@ -28,12 +30,17 @@ class Step:
     claimed_at: float = field(default_factory=time.monotonic)
     #: What the model says in this attempt, once it may speak; kept when the attempt fails.
     tokens: TokenStream | None = None
+    #: What a call of this attempt has used that ended without an answer.
+    cut_off: Usage | None = None
+    #: What the next attempt is told if this one is broken off.
+    note: str = field(init=False)
     #: What the steps before it have journaled.
     journal: Journal = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the journal that came with the claim."""
         self.journal = Journal(self.claim.execution)
+        self.note = self.claim.note
 
     @property
     def ref(self) -> StepRef:
@@ -52,6 +59,13 @@ class Step:
     async def tell(self, name: EventName, json: str) -> None:
         """Append one event."""
         await self.resources.store.insist(ledger.tell(self.claim.hold, [Event(name, json)]))
+
+    async def failed(self, error: ExecutionError) -> Done:
+        """Return the end, with what the model had said: the text that is recorded is the text that was told."""
+        if self.tokens is None:
+            return Done("null", [], Fail(error))
+        rest = await self.tokens.rest()
+        return Done("null", [token_event(rest)] if rest else [], Fail(error, partial=self.tokens.text))
 
 
 @dataclass(frozen=True, slots=True)

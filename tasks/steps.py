@@ -22,7 +22,7 @@ from tasks.attempt import run_step
 from tasks.celery import app
 from tasks.completion import complete
 from tasks.intake import DiscreetRequest, take_in
-from tasks.operation import retrieve
+from tasks.operation import operate
 from tasks.prompt import prepare
 from tasks.resources import Resources
 from tasks.step import Done, Step
@@ -80,6 +80,6 @@ async def _refuse(task: Task, *, reason: str) -> None:
 
 
 prompt = _step("prompt", prepare, waits_s=lambda settings: PROMPT_QUESTIONS * settings.neighbour_timeout_s)
-operation = _step("operation", retrieve, waits_s=lambda settings: settings.neighbour_timeout_s)
+operation = _step("operation", operate, waits_s=lambda settings: settings.provider_total_timeout_s)
 completion = _step("completion", complete, waits_s=lambda settings: settings.provider_total_timeout_s)
 tool_call = _step("tool_call", call_tool, waits_s=lambda settings: settings.tool_timeout_s)

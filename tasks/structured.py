@@ -1,38 +1,62 @@
 """JSON against a JSON Schema: a structured answer, and the arguments of a tool call. Pure.
 
-Owns validation without a remote reference and without a slow pattern. Does not know what a value is for.
+Owns what fits and why not; follows no remote reference, and no pattern makes it slow. Does not know what a value is for.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from agent_exec.errors import OutputInvalid
+from agent_exec.contract.model import Json
 
 #: How many faults of a value are told; more do not help a model to mend them.
 MAX_FAULTS = 5
 
+_JSON: TypeAdapter[JsonValue] = TypeAdapter(Json)
 
-def parse_structured(text: str, schema: dict[str, Any] | None) -> Any:
-    """Return the value that an answer's text holds, or None where the agent asks for no structure.
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """An answer that is of the form asked for; `value` is what its text holds, None where no form is."""
+
+    value: JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """An answer that is not, and why: at most `MAX_FAULTS` clauses."""
+
+    faults: list[str]
+
+
+def read_answer(text: str, schema: dict[str, Any] | None) -> Fits | Unfit:
+    """Return what an answer's text holds; `schema` is the agent's `response_format`."""
+    if schema is None:
+        return Fits(None)
+    try:
+        value = _JSON.validate_json(text)
+    except ValidationError as error:
+        return Unfit([f"it is no JSON: {error.errors()[0]['msg'].removeprefix('Invalid JSON: ')}"])
+    wrong = faults(value, schema)
+    return Unfit(wrong) if wrong else Fits(value)
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """Refuse a schema that cannot be used.
 
     Raises:
-        OutputInvalid: the text is no JSON, or not of the schema.
+        ValueError: it is wrong, or refers to somewhere else.
     """
-    if schema is None:
-        return None
     try:
-        value = json.loads(text)
-    except ValueError:
-        raise OutputInvalid("The model answered with text where the agent's response_format asks for JSON.") from None
-    wrong = faults(value, schema)
-    if wrong:
-        raise OutputInvalid(f"The model's answer does not fit the agent's response_format: {'; '.join(wrong)}.")
-    return value
+        _validator(json.dumps(schema, sort_keys=True))
+    except ValueError as error:
+        raise ValueError(str(error).partition("\n")[0][:200]) from None
 
 
 def faults(value: Any, schema: dict[str, Any]) -> list[str]:

@@ -1,44 +1,61 @@
-"""The tool call step: check what the model asked for, have the registry run it, journal what came back.
+"""The tool call step: check what the model asked for, have the tool's source run it, journal what came back.
 
-Owns which call may be sent, and sent again. A fault of the call is a result for the model to read; only a registry that does
-not answer makes the step fail. Does not know how the registry runs a tool.
+Owns which call may be sent, and sent again. A fault of the call is a result for the model to read; only a source that does
+not answer makes the step fail. Does not know how a tool is run (neighbours/), nor what a call has to be (tool_fault.py).
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import assert_never
 
+from pydantic import JsonValue
+
+from agent_exec import logs
 from agent_exec.contract.event import EventName, ToolCallCompletedData
-from agent_exec.contract.tool import ToolCall, ToolCallRecord, ToolDefinition, ToolError, ToolExecution, ToolResult
+from agent_exec.contract.tool import (
+    MAX_ERROR_CHARS,
+    ToolCall,
+    ToolCallRecord,
+    ToolDefinition,
+    ToolError,
+    ToolExecution,
+    ToolResult,
+)
 from agent_exec.errors import NeighbourRefused, NeighbourUnavailable
+from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Event
+from tasks import approval
+from tasks.journal import JournaledCall
+from tasks.leases import LeaseLost
 from tasks.next_step import Join
 from tasks.step import Done, Step
-from tasks.structured import faults
+from tasks.tool_fault import Sound, Unsound, examined
+from tasks.tool_result import cut, struck
+
+#: The note of a step whose request may have left us. An attempt that finds it does not send another one.
+SENT = "sent"
 
 
 async def call_tool(step: Step) -> Done:
     """Do the step."""
     turn, index = step.number, int(step.ref.step.split(".")[2])
     call = step.journal.call(turn, index)
-    tool = next((tool for tool in step.journal.fixed.tools if tool.name == call.name), None)
     began = time.monotonic()
-    outcome: ToolResult | ToolError
-    arguments, fault = _checked(call, tool)
-    if fault is None:
-        assert tool is not None, "a call of an unknown tool is a fault"
-        outcome = await _execute(step, call, tool, arguments)
-    else:
-        outcome = fault
-    record = ToolCallRecord(
-        id=call.id,
-        name=call.name,
-        arguments=arguments,
-        result=outcome.result if isinstance(outcome, ToolResult) else None,
-        error=outcome if isinstance(outcome, ToolError) else None,
-        duration_s=round(time.monotonic() - began, 6),
-    )
+    outcome: Done | ToolResult | ToolError
+    match examined(call, step.journal.fixed.tools):
+        case Unsound(arguments, error):
+            outcome = error
+        case Sound(tool, arguments) if step.claim.note == SENT:
+            outcome = _in_doubt(tool)
+        case Sound(tool, arguments):
+            held_back = approval.held_back(step, call, arguments) if tool.requires_approval else None
+            outcome = held_back or await _execute(step, call, tool, arguments)
+        case other:
+            assert_never(other)
+    if isinstance(outcome, Done):
+        return outcome
+    record, journaled = _told(step, call, arguments, outcome, duration_s=round(time.monotonic() - began, 6))
     completed = ToolCallCompletedData(
         tool_call_id=call.id,
         name=call.name,
@@ -47,39 +64,16 @@ async def call_tool(step: Step) -> Done:
         duration_s=record.duration_s,
     )
     return Done(
-        result=record.model_dump_json(),
+        result=journaled,
         events=[Event(EventName.TOOL_CALL_COMPLETED, completed.model_dump_json())],
         next=Join(turn),
     )
 
 
-def _checked(call: ToolCall, tool: ToolDefinition | None) -> tuple[Any, ToolError | None]:
-    """Return the arguments, decoded where they can be, and what is wrong with the call."""
-    try:
-        arguments = call.decoded_arguments()
-    except ValueError as error:
-        return call.arguments, ToolError(code="invalid_arguments", message=f"The arguments are no JSON: {error}.")
-    if tool is None:
-        return arguments, ToolError(code="unknown_tool", message=f"There is no tool '{call.name[:64]}' here.")
-    if not isinstance(arguments, dict):
-        return arguments, ToolError(code="invalid_arguments", message="The arguments must be a JSON object.")
-    try:
-        wrong = faults(arguments, tool.parameters)
-    except ValueError as error:
-        return arguments, ToolError(code="invalid_schema", message=f"The tool's own schema does not do: {error}"[:500])
-    if wrong:
-        return arguments, ToolError(code="invalid_arguments", message="; ".join(wrong))
-    if tool.requires_approval:  # nobody can give it yet, so it is as if it had been refused
-        return arguments, ToolError(
-            code="approval_unavailable", message=f"The tool '{tool.name}' needs an approval that nobody can give here."
-        )
-    return arguments, None
-
-
-async def _execute(step: Step, call: ToolCall, tool: ToolDefinition, arguments: Any) -> ToolResult | ToolError:
-    """Ask the registry, under one idempotency key for all attempts of this step."""
-    if tool.effect == "effect" and step.claim.hold.fence > 1:  # claimed before, by a worker that may have asked
-        return _in_doubt(tool)
+async def _execute(
+    step: Step, call: ToolCall, tool: ToolDefinition, arguments: dict[str, JsonValue]
+) -> ToolResult | ToolError:
+    """Have the tool run, under one idempotency key for all attempts of this step."""
     execution = ToolExecution(
         tenant_id=step.ref.tenant_id,
         agent_id=step.claim.execution.agent_id,
@@ -87,8 +81,11 @@ async def _execute(step: Step, call: ToolCall, tool: ToolDefinition, arguments: 
         tool_call_id=call.id,
         arguments=arguments,
     )
+    unsent = step.note
+    if tool.effect == "effect":
+        await _mark_sent(step)
     try:
-        return await step.resources.registry.execute(
+        return await step.resources.tools.execute(
             tool.name,
             execution,
             idempotency_key=f"{step.ref.execution_id}.{step.ref.step}",
@@ -97,11 +94,20 @@ async def _execute(step: Step, call: ToolCall, tool: ToolDefinition, arguments: 
     except NeighbourRefused as error:
         return ToolError(code="tool_refused", message=str(error))
     except NeighbourUnavailable as error:
-        if tool.effect == "effect":
+        if tool.effect == "effect" and not error.unheard:
             return _in_doubt(tool)
         if step.claim.retries >= step.resources.settings.max_retries:
             return ToolError(code="tool_unavailable", message=str(error))
+        step.note = unsent
         raise
+
+
+async def _mark_sent(step: Step) -> None:
+    """Write down that the request may have left, before it does: however this attempt ends, the next one knows."""
+    verdict = await step.resources.store.insist(ledger.mark(step.claim.hold, note=SENT))
+    if verdict != "marked":
+        raise LeaseLost
+    step.note = SENT
 
 
 def _in_doubt(tool: ToolDefinition) -> ToolError:
@@ -109,3 +115,28 @@ def _in_doubt(tool: ToolDefinition) -> ToolError:
         code="in_doubt",
         message=f"The call of '{tool.name}' was interrupted; it may or may not have taken effect and is not repeated.",
     )
+
+
+def _told(
+    step: Step, call: ToolCall, arguments: JsonValue, outcome: ToolResult | ToolError, *, duration_s: float
+) -> tuple[ToolCallRecord, str]:
+    """Return the record for everybody, and what is journaled: with more for the model, where the settings say so."""
+    settings = step.resources.settings
+    ours = logs.secrets_of(settings)
+    result, error = None, None
+    if isinstance(outcome, ToolError):
+        error = ToolError(code=outcome.code, message=logs.redact(outcome.message, secrets=ours)[:MAX_ERROR_CHARS])
+    else:
+        # Our own secrets, which a tool may have echoed, are for nobody.
+        result = struck(cut(outcome.result, max_chars=settings.max_tool_result_chars), logs.without(ours))
+    record = ToolCallRecord(
+        id=call.id,
+        name=call.name,
+        arguments=arguments,
+        result=struck(result, logs.redact),
+        error=error,
+        duration_s=duration_s,
+    )
+    if settings.redact_tool_results or record.result == result:
+        return record, record.model_dump_json()
+    return record, JournaledCall(**dict(record), unredacted=result).model_dump_json()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection
+from kombu.utils import json as kombu_json
 from pydantic import SecretStr
 
 from agent_exec import address
@@ -56,7 +57,12 @@ def test_celery_is_told_the_same() -> None:
     told = address.broker(completed(WHOLE, sentinel_password="s"))
     assert told.broker_url == "sentinel://me:p%40ss@a:1/3;sentinel://me:p%40ss@b:26379/3;sentinel://me:p%40ss@[::1]:7/3"
     assert told.transport_options["master_name"] == "cell 1"
-    assert told.transport_options["sentinel_kwargs"]["password"] == "s"
+    sentinel = told.transport_options["sentinel_kwargs"]
+    assert dict(sentinel)["password"] == "s"
+    assert len(sentinel) == len(list(sentinel))
+    for shown in (repr(sentinel), kombu_json.dumps(told.transport_options)):  # as in `inspect stats`
+        assert "'s'" not in shown
+        assert '"s"' not in shown
     assert address.broker("redis://a").broker_url == "redis://a"
     assert address.broker("rediss://a").use_ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 

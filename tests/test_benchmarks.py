@@ -13,7 +13,7 @@ from benchmarks.__main__ import NAMES
 #: The arguments that make it small, and what its report must have.
 SMALL = {
     "whole_service": ("--executions 2 --rounds 1 --gap-s 0", r"ratio +\d"),
-    "provider_stream": ("--calls 2 --rounds 1", r"ours, openai / openai SDK: \d"),
+    "provider_stream": ("--executions 2 --rounds 1 --gap-ms 1", r"paced: ours, openai / openai SDK: \d"),
     "hint_cost": ("--tenants 1 5 --stock-up-to 1 --hints 20 --rounds 1", r"ours, 5 tenants / 1: Redis \d"),
     "quiet_tenant": ("--flood 300 --quiet 2 --patience-s 1 --services 26", r"weights 8:4:1, 26 services: 16:8:2"),
     "streams": ("--streams 6 --peer-streams 4 --slots 10 --gap-s 0.01", r"ours, 6 +6 at once"),

@@ -24,6 +24,7 @@ from agent_exec.cli import main
 from agent_exec.cli.schemas import texts
 from agent_exec.cli.text import columns, one_line, printable
 from agent_exec.cli.verbs import VERBS
+from agent_exec.contract.approval import word_for
 from agent_exec.contract.completion import Usage
 from agent_exec.contract.event import CompletedData, EventName, FailedData, Frame
 from agent_exec.contract.execution import ErrorDetail, FinalResponse, Output
@@ -204,7 +205,7 @@ def test_watching_shows_a_line_an_event_and_the_answer_as_text(cli: Cli, store: 
     tell(store, claimed, EventName.TOOL_CALL_COMPLETED, answered)
     failed = answered | {"result": None, "error": {"code": "odd", "message": "no \x1b]52;c;x\x07"}}
     tell(store, claimed, EventName.TOOL_CALL_COMPLETED, failed)
-    tell(store, claimed, EventName.TOOL_APPROVAL_REQUESTED, {"name": "launch"})
+    tell(store, claimed, EventName.TOOL_APPROVAL_REQUESTED, {"name": "launch", "tool_call_id": "call_2"})
     tell(store, claimed, EventName.TOKEN, {"token": "It is ", "is_final": False})
     tell(store, claimed, EventName.STEP_RESTARTED, {"step": "completion.1", "attempt": 2})
     tell(store, claimed, EventName.TOKEN, {"token": "It is \x1b[2J", "is_final": False})
@@ -217,7 +218,7 @@ def test_watching_shows_a_line_an_event_and_the_answer_as_text(cli: Cli, store: 
         'tool call   times {"a":6,"b":7}',
         'tool result times → {"product":42}, in 0.250 s',
         "tool error  times → odd: no ␛]52;c;x␇, in 0.250 s",
-        "approval    launch waits for somebody's approval",
+        f"approval    launch waits for somebody's approval: agent-exec approve {execution_id} call_2",
         "answer",
         "restarted   completion.1: its text so far is void",
         "answer",
@@ -374,6 +375,35 @@ def test_why_explains_what_waits_for_its_next_attempt(cli: Cli, store: BlockingS
     assert "Its end is asked for" in said
     assert "celery -A tasks worker" in said
     assert "tried again" not in said, "it is not"
+
+
+def test_an_approval_is_awaited_given_and_taken_back_by_nobody(cli: Cli, store: BlockingStore) -> None:
+    execution_id = ok(cli("submit", *ASK)).strip()
+    ids = (execution_id, "call_1", "--tenant", "acme")
+    early = cli("approve", *ids)
+    assert (early.exit_code, "not_awaiting_approval" in early.stderr) == (1, True)
+    asked = ledger.wait(claim(store, execution_id).hold, due_in_s=300, events=[], awaits=word_for("call_1"))
+    store.run(asked)
+    assert f"agent-exec approve {' '.join(ids)}, or reject" in why(cli, execution_id)
+    assert "waits for  approval of the tool call call_1" in ok(cli("show", execution_id, "--tenant", "acme"))
+    assert "call_1': rejected" in ok(cli("reject", *ids, "--reason", "Not today."))
+    assert "waits for" not in ok(cli("show", execution_id, "--tenant", "acme"))
+    again = json.loads(ok(cli("reject", *ids, "--json")))
+    assert (again["approved"], again["reason"]) == (False, "Not today.")
+    otherwise = cli("approve", *ids)
+    assert (otherwise.exit_code, "already_resolved" in otherwise.stderr) == (1, True)
+    assert "not_found" in cli("approve", *ids[:2], "--tenant", "globex").stderr
+    assert cli("reject", *ids, "--reason", "no" * 2_000).exit_code == 2
+
+
+def test_why_explains_a_deferral_and_a_wait_for_something_else(cli: Cli, store: BlockingStore) -> None:
+    execution_id = ok(cli("submit", *ASK)).strip()
+    hold = claim(store, execution_id).hold
+    store.run(ledger.wait(hold, due_in_s=300, events=[], counted=False))
+    assert "is put off, and goes on in" in why(cli, execution_id)
+    other = ok(cli("submit", *ASK)).strip()
+    store.run(ledger.wait(claim(store, other).hold, due_in_s=300, events=[], awaits="child"))
+    assert "waits for 'child', which comes from outside" in why(cli, other)
 
 
 def test_why_leaves_what_a_newer_release_has_written_to_that_release(cli: Cli, store: BlockingStore) -> None:

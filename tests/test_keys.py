@@ -22,7 +22,16 @@ TENANT_IDS = st.from_regex(ID_PATTERN, fullmatch=True) | EXECUTION_IDS
 def spelt(tenant_id: str, execution_id: str) -> dict[tuple[str, ...], str]:
     """Every key of the ledger, under what it stands for."""
     of_both = (keys.execution, keys.streaming, keys.responses, keys.idempotency)
-    of_tenant = (keys.executions, keys.queued, keys.tenant)
+    of_tenant = (
+        keys.executions,
+        keys.queued,
+        keys.tenant,
+        keys.configuration,
+        keys.spending_open,
+        keys.spending_looks,
+        keys.spending_limit,
+        keys.spending_day_prefix,
+    )
     of_execution = (keys.celery_result, keys.tenant_of)
     of_all = (
         keys.pending,

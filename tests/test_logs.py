@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ def test_for_eyes_a_record_cannot_forge_a_line_or_speak_to_the_terminal(root: Pa
         ("aek_0123456789ab_" + "s" * 43, "aek_0123456789ab_[redacted]"),
         ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "[redacted]"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln", "[redacted]"),
+        ("AKIAIOSFODNN7EXAMPLE and AKIAlower", "[redacted] and AKIAlower"),
+        ("ghp_0123456789abcdefghij xoxb-0123456789-abc", "[redacted] [redacted]"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMII/+=\n-----END RSA PRIVATE KEY-----\nrest", "[redacted]\nrest"),
+        ('{"pem": "-----BEGIN PRIVATE KEY-----\\nMII", "n": 1}', '{"pem": "[redacted]", "n": 1}'),
+        ("-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE-----"),
         ("rediss://user:pass@host:6379/0", "rediss://user:[redacted]@host:6379/0"),
         ("redis://:pass@host", "redis://:[redacted]@host"),
         ("redis://host:6379/0?a=b@c", "redis://host:6379/0?a=b@c"),
@@ -117,11 +123,19 @@ def test_what_looks_like_a_credential_is_struck_out(text: str, redacted: str) ->
     assert redact(text) == redacted
 
 
+@pytest.mark.parametrize("text", ["-----BEGIN PRIVATE KEY-----a" * 20_000, "eyJaaaaaa." * 50_000, "://a:" * 100_000])
+def test_no_text_makes_it_slow(text: str) -> None:
+    began = time.process_time()
+    redact(text)
+    assert time.process_time() - began < 5
+
+
 def test_every_secret_of_the_settings_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "an-openai-key")
     settings = read_settings(
         service_token=TOKEN,
         providers={"local": {"base_url": "http://l", "api_key": "a-local-key"}, "x": {"base_url": "y"}},
+        mcp_servers={"files": {"url": "http://f/mcp", "token": "a-token-of-files"}},
     )
     secrets = secrets_of(settings)
     assert {TOKEN, "an-openai-key", "a-local-key"} <= set(secrets)

@@ -12,7 +12,7 @@ import pytest
 from agent_exec.store import BlockingStore
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path for top in ("agent_exec", "notifier") for path in (ROOT / top).rglob("*.lua"))
+FILES = sorted(path for top in ("agent_exec", "notifier", "providers") for path in (ROOT / top).rglob("*.lua"))
 SCRIPTS = [path for path in FILES if not path.name.startswith("_")]
 SHARED = [path for path in FILES if path.name.startswith("_")]
 #: Scripts whose twin bears another name: `list` would hide Python's own.

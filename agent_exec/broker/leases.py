@@ -77,6 +77,8 @@ class Leases:
         self._done: deque[str] = deque()
         self._unsettled: deque[Call[Any]] = deque()
         self._one_at_a_time = threading.Lock()
+        #: Held from the taking of what is to be said to its saying, so that a process which ends waits for the keeper.
+        self._saying = threading.Lock()
         self._closed = False
         self._nudge = threading.Event()
         self.keeper = threading.Thread(target=self._keep, name="fair-queue-leases", daemon=True)
@@ -129,9 +131,11 @@ class Leases:
         self._done.extend(done)
 
     def say_done(self) -> None:
-        """Say it now: there is no pop to say it."""
-        while done := self.take_done():
-            self._say(done[0], fair_queue.ack(done, prefix=self._prefix))
+        """Say it now: there is no pop to say it. While Redis is away, nobody waits here: the keeper says it later."""
+        while self._done and not self._unsettled:
+            with self._saying:
+                if done := self.take_done():
+                    self._say(done[0], fair_queue.ack(done, prefix=self._prefix))
 
     def requeue(self, delivery: str) -> None:
         """The worker refused the message: another may try."""
@@ -173,16 +177,23 @@ class Leases:
         return len(self._held) if self._closed else 0
 
     def _give_back(self) -> None:
-        if os.getpid() == self._pid:
+        """Settle all that is over and release the rest, for this process may end with the call."""
+        if os.getpid() != self._pid:  # a fork's: they are its parent's
+            return
+        try:
+            self._retry_unsettled()
             self.say_done()
-        held = list(self._held)
-        if held and os.getpid() == self._pid:
-            try:
+            held = list(self._held)
+            if held:
                 self.run(fair_queue.release(held, prefix=self._prefix))
-            except (RedisError, OSError) as error:
-                logger.warning("%d deliveries not given back, Redis: %s.", len(held), error)
-            else:
                 self._held.clear()
+        except (RedisError, OSError) as error:
+            logger.warning(
+                "%d deliveries not given back, %d not settled, Redis: %s.",
+                len(self._held),
+                len(self._unsettled) + len(self._done),
+                error,
+            )
 
     def _keep(self) -> None:
         renew_every_s = self._lease_s / RENEWALS_PER_LEASE
@@ -215,9 +226,10 @@ class Leases:
         _open.discard(self)
 
     def _retry_unsettled(self) -> None:
-        while self._unsettled:
-            self.run(self._unsettled[0])
-            self._unsettled.popleft()
+        with self._saying:
+            while self._unsettled:
+                self.run(self._unsettled[0])
+                self._unsettled.popleft()
 
     def _return_abandoned(self) -> None:
         while self._abandoned:

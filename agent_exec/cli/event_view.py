@@ -43,7 +43,9 @@ class EventView:
             case EventName.TOOL_CALL_COMPLETED:
                 self._tool_result(frame, said)
             case EventName.TOOL_APPROVAL_REQUESTED:
-                self._line(frame, "approval", f"{said.get('name', '')} waits for somebody's approval", style="magenta")
+                how = f"agent-exec approve {frame.execution_id} {said['tool_call_id']}"
+                self._line(frame, "approval", f"{said['name']} waits for somebody's approval: {how}", style="magenta")
+                self._wait_for("waiting for somebody's approval")
             case EventName.TOKEN:
                 self._token(frame, str(said["token"]))
             case EventName.STEP_RESTARTED:

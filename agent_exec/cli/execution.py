@@ -85,6 +85,7 @@ def _portrait(view: ExecutionView) -> str:
         ("finished", moment(view.finished_at)),
         ("events", view.last_sequence),
     ]
+    rows += [("waits for", f"approval of the tool call {printable(call)}") for call in view.awaiting_approval]
     response = view.response
     if response is None:
         return columns(rows)

@@ -23,7 +23,7 @@ tenant_option = click.option(
     envvar="AGENT_EXEC_TENANT",
     show_envvar=True,
     metavar="T",
-    help="Whose execution it is.",
+    help="Whose it is.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, one object a line.")
 

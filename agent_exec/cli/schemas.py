@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from agent_exec.contract.agent import AgentConfig, Tenant
+from agent_exec.contract.approval import Approval, ApprovalAnswer
 from agent_exec.contract.command import CommandResult
 from agent_exec.contract.event import (
     CompletedData,
@@ -18,6 +19,7 @@ from agent_exec.contract.event import (
     StartedData,
     StepRestartedData,
     TokenData,
+    ToolApprovalRequestedData,
     ToolCallCompletedData,
     ToolCallRequestedData,
 )
@@ -31,6 +33,7 @@ from agent_exec.contract.tool import ToolExecution, ToolFailure, ToolList, ToolR
 READ: dict[str, type[ContractModel]] = {
     "message": Message,
     "execution-request": ExecutionRequest,
+    "approval": Approval,
     "agent-config": AgentConfig,
     "tenant": Tenant,
     "tool-list": ToolList,
@@ -42,10 +45,12 @@ READ: dict[str, type[ContractModel]] = {
 WRITTEN: dict[str, type[ContractModel]] = {
     "execution-view": ExecutionView,
     "final-response": FinalResponse,
+    "approval-answer": ApprovalAnswer,
     "frame": Frame,
     "frame-data-started": StartedData,
     "frame-data-progress": ProgressData,
     "frame-data-tool-call-requested": ToolCallRequestedData,
+    "frame-data-tool-approval-requested": ToolApprovalRequestedData,
     "frame-data-tool-call-completed": ToolCallCompletedData,
     "frame-data-token": TokenData,
     "frame-data-step-restarted": StepRestartedData,

@@ -20,6 +20,7 @@ from agent_exec.broker import fair_queue
 from agent_exec.broker.fair_queue import FamilyDepth, TenantDepth
 from agent_exec.cli.options import connected_store, json_option, tenant_option
 from agent_exec.cli.text import columns, moment, one_line
+from agent_exec.contract.approval import tool_call_of
 from agent_exec.contract.event import EventName
 from agent_exec.contract.execution import ErrorDetail
 from agent_exec.errors import Cancelled
@@ -46,6 +47,7 @@ class StepState(BaseModel):
     worker: str = ""
     lease_ms: int = 0
     due_ms: int = 0
+    awaits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,22 @@ def _advice(standing: Standing, name: str, step: StepState) -> Iterator[str]:
                 f"Step '{name}' was left by {step.worker}, which died or lost Redis. Any running worker takes it up "
                 "within a second or two; if none does, start one: celery -A tasks worker."
             )
+        case "waiting" if (call := tool_call_of(step.awaits)) is not None:
+            ids = f"{standing.execution_id} {call} --tenant {standing.record.tenant_id}"
+            yield (
+                f"Step '{name}' waits for a person's approval, and gives up {_in(step.due_ms - standing.now_ms)}: "
+                f"agent-exec approve {ids}, or reject."
+            )
+        case "waiting" if step.awaits:
+            yield (
+                f"Step '{name}' waits for '{step.awaits}', which comes from outside, and gives up "
+                f"{_in(step.due_ms - standing.now_ms)}."
+            )
+        case "waiting" if step.retries == 0:
+            yield (
+                f"Step '{name}' is put off, and goes on {_in(step.due_ms - standing.now_ms)}. The last 'waiting' event has "
+                "the reason's code."
+            )
         case "waiting":
             yield (
                 f"Step '{name}' failed {_times(step.retries)} and is tried again {_in(step.due_ms - standing.now_ms)}. "
@@ -163,6 +181,8 @@ def _stands(step: StepState, now_ms: int) -> str:
             return ""
         case "queued":
             return f"claimed {_times(step.attempts)} before" if step.attempts else ""
+        case "waiting" if step.awaits:
+            return f"awaits {step.awaits}, gives up {_in(step.due_ms - now_ms)}"
         case "waiting":
             return f"retry {step.retries}, due {_in(step.due_ms - now_ms)}"
         case "running":

@@ -58,6 +58,21 @@ class Limits(ContractModel):
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 900.0
 
 
+class ContextWindow(ContractModel):
+    """What is done where a conversation does not fit the model. Never left out: the system prompt, the query, the last turn.
+
+    `trim` leaves out the oldest of the history and of the tools' results, and says so in its place; `summarise` has the
+    model sum up what is left out; `fail` sends everything, and the execution fails where the provider refuses it. Under any
+    but `fail`, documents that do not fit are ranked against the query and the nearest kept.
+    """
+
+    policy: Literal["trim", "summarise", "fail"] = "trim"
+    max_tokens: Annotated[
+        int | None,
+        Field(ge=256, le=10_000_000, description="prompt and answer together; null: the model's own, if it is known"),
+    ] = None
+
+
 class NamedToolChoice(ContractModel):
     """The one tool that the model has to call."""
 
@@ -82,7 +97,13 @@ class AgentConfig(ContractModel):
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice = "auto"
     parallel_tool_calls: bool = True
     retrieval: Retrieval = Field(default_factory=Retrieval)
+    context: ContextWindow = Field(default_factory=ContextWindow)
     limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def choice(self) -> ModelChoice:
+        """The first model of its chain."""
+        return ModelChoice(provider=self.provider, model=self.model)
 
     @property
     def prompt(self) -> PromptTemplate:

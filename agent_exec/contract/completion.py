@@ -65,3 +65,7 @@ class CompletionResponse(ContractModel):
     tool_calls: list[ToolCall] = Field(default_factory=list)
     finish_reason: FinishReason
     usage: Usage
+    #: Some number in `usage` is ours: the provider gave none, or one that cannot be.
+    usage_estimated: bool = False
+    #: What earlier attempts at this turn had used, as far as it is known.
+    wasted: Usage = Usage()

@@ -53,9 +53,9 @@ class StartedData(ContractModel):
 
 
 class ProgressData(ContractModel):
-    """`agent_execution_progress`: a step begins or waits."""
+    """`agent_execution_progress`: a step begins or waits; `flagged`: the answer has images of the hosts in `image_hosts`."""
 
-    stage: Literal["processing", "retrieving", "thinking", "waiting"]
+    stage: Literal["processing", "retrieving", "thinking", "waiting", "flagged"]
     step: str
     turn: int = 0
     detail: JsonObject = Field(default_factory=dict)
@@ -68,6 +68,16 @@ class ToolCallRequestedData(ContractModel):
     name: str
     arguments: Json
     turn: int
+
+
+class ToolApprovalRequestedData(ContractModel):
+    """`tool_approval_requested`: the call waits for a person's approval until `expires_at`, and holds nothing meanwhile."""
+
+    tool_call_id: str
+    name: str
+    arguments: Json
+    turn: int
+    expires_at: Timestamp
 
 
 class ToolCallCompletedData(ContractModel):

@@ -89,5 +89,8 @@ class ExecutionView(ContractModel):
     started_at: Timestamp | None = None
     finished_at: Timestamp | None = None
     cancel_requested: bool = False
+    awaiting_approval: Annotated[
+        list[str], Field(description="the tool calls, by their ids, that wait for a person's approval")
+    ] = Field(default_factory=list)
     last_sequence: int = 0
     response: FinalResponse | None = None

@@ -23,6 +23,7 @@ MAX_JSON_DEPTH = 32
 
 #: Tenants and agents are parts of queue names and keys, so they hold nothing that Redis, kombu or a glob would read.
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+OPAQUE_ID_PATTERN = r"^[\x21-\x7e]+$"
 EXECUTION_ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
@@ -53,7 +54,7 @@ TenantId = Annotated[str, Field(pattern=ID_PATTERN, examples=["acme"])]
 AgentId = Annotated[str, Field(pattern=ID_PATTERN, examples=["weather-desk"])]
 ExecutionId = Annotated[str, Field(pattern=EXECUTION_ID_PATTERN, examples=["6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"])]
 #: Ids that neighbours give and we only carry: task, conversation, session, workflow, tool call.
-OpaqueId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+OpaqueId = Annotated[str, Field(min_length=1, max_length=200, pattern=OPAQUE_ID_PATTERN)]
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", examples=["get_weather"])]
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 Priority = Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")]

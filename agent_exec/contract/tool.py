@@ -21,6 +21,9 @@ from agent_exec.contract.model import (
 #: What a crash or a time-out may repeat: a `read` or an `idempotent` call yes, an `effect` no.
 Effect = Literal["read", "idempotent", "effect"]
 
+#: What a tool may say of why it gave no result.
+MAX_ERROR_CHARS = 4_000
+
 _JSON: TypeAdapter[JsonValue] = TypeAdapter(Json)
 
 
@@ -79,7 +82,7 @@ class ToolError(ContractModel):
     """Why a tool gave no result; the model reads it."""
 
     code: Annotated[str, Field(max_length=100)]
-    message: Annotated[str, Field(max_length=4_000)]
+    message: Annotated[str, Field(max_length=MAX_ERROR_CHARS)]
 
 
 class ToolResult(ContractModel):

@@ -56,8 +56,11 @@ def accept(
     retention_s: int,
     max_queued: int,
     idempotency_key: str | None = None,
+    parent: tuple[str, str] | None = None,
 ) -> Call[Acceptance]:
     """Store an execution with its whole input, its first event and its first step.
+
+    `parent`: an execution of the same tenant, and the name of the word that it is sent when this one has ended: its id.
 
     Raises:
         Conflict: (when run) the id, or the idempotency key, came before with another request.
@@ -110,6 +113,7 @@ def accept(
             message.priority,
             OUTBOX_LOOKS,
             keys.execution_prefix(),
+            " ".join(parent or ()),
         ],
         parse,
     )

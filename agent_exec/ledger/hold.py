@@ -1,5 +1,5 @@
-"""The ledger's calls of a worker for one step: claim, renew, tell; and the ends of an attempt: record, join, wait, release,
-finish.
+"""The ledger's calls of a worker for one step: claim, renew, tell, mark; and the ends of an attempt: record, join, wait,
+release, finish.
 
 Owns the Python side of these scripts. Each may be repeated after a lost reply: the same `Call`, run again, is the same call.
 Does not know what a step does.
@@ -7,6 +7,7 @@ Does not know what a step does.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from agent_exec.contract.event import EventName
 from agent_exec.ledger.acceptance import LOST_HINT_AFTER_MS
 from agent_exec.ledger.life import SCHEMA_VERSION
 from agent_exec.ledger.record import ExecutionRecord
-from agent_exec.ledger.step_ref import Event, StepRef, counted, execution_keys, names, text
+from agent_exec.ledger.step_ref import Event, StepRef, execution_keys, names, text, told
 from agent_exec.script import Call, Script
 
 _LUA = Path(__file__).parent / "lua"
@@ -27,6 +28,7 @@ _RENEW = Script.load(_LUA / "renew.lua")
 _TELL = Script.load(_LUA / "tell.lua")
 _RECORD = Script.load(_LUA / "record.lua")
 _JOIN = Script.load(_LUA / "join.lua")
+_MARK = Script.load(_LUA / "mark.lua")
 _WAIT = Script.load(_LUA / "wait.lua")
 _RELEASE = Script.load(_LUA / "release.lua")
 _FINISH = Script.load(_LUA / "finish.lua")
@@ -46,13 +48,19 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A step that is ours until the lease ends. `attempt` counts claims without an outcome, `retries` failed attempts."""
+    """A step that is ours until the lease ends. `attempt` counts claims without an outcome, `retries` failed attempts.
+
+    `note` is what it said of itself when it last waited, or by `mark` since. `word` is the one from outside that it last
+    awaited, if it came.
+    """
 
     hold: Hold
     now_ms: int
     attempt: int
     retries: int
     parent_id: str
+    note: str
+    word: str | None
     execution: ExecutionRecord
 
 
@@ -73,7 +81,7 @@ def claim(ref: StepRef, *, lease_s: float, worker: str, fields: Sequence[str] = 
         verdict = reply[0].decode()
         if verdict != "claimed":
             return NotClaimed(verdict)
-        now_ms, fence, attempt, retries, parent, *flat = reply[1:]
+        now_ms, fence, attempt, retries, parent, note, word, *flat = reply[1:]
         texts = [text.decode() for text in flat]
         return Claimed(
             hold=Hold(ref, fence),
@@ -81,6 +89,8 @@ def claim(ref: StepRef, *, lease_s: float, worker: str, fields: Sequence[str] = 
             attempt=attempt,
             retries=retries,
             parent_id=parent.decode(),
+            note=note.decode(),
+            word=None if word is None else word.decode(),
             execution=ExecutionRecord(dict(zip(texts[::2], texts[1::2], strict=True))),
         )
 
@@ -121,7 +131,7 @@ def tell(hold: Hold, events: Iterable[Event], *, piece: int = 0) -> Call[str]:
     return Call(
         _TELL,
         execution_keys(hold.ref.tenant_id, hold.ref.execution_id),
-        [*names(hold.ref), hold.fence, piece, "" if piece else _own_name(), *counted(events)],
+        [*names(hold.ref), hold.fence, piece, "" if piece else _own_name(), *told(events)],
         text,
     )
 
@@ -136,8 +146,12 @@ def record(
     priority: int,
     deadline_s: float | None = None,
     join: str = "",
+    later: Sequence[str] = (),
 ) -> Call[str]:
-    """Journal a result and create the steps that follow; with `join`, that step will wait for all of them."""
+    """Journal a result and create the steps that follow; with `join`, that step will wait for all of them.
+
+    It waits for those named `later` too: each of the others that is done creates one of them, in their order.
+    """
     return Call(
         _RECORD,
         execution_keys(hold.ref.tenant_id, hold.ref.execution_id),
@@ -152,28 +166,50 @@ def record(
             join,
             len(next_steps),
             *next_steps,
-            *counted(events),
+            json.dumps(later) if later else "",
+            *told(events),
         ],
         text,
     )
 
 
 def join(hold: Hold, *, result: str, events: Iterable[Event], target: str, parent_id: str) -> Call[str]:
-    """Journal one of several steps that `target` waits for; the last of them creates it."""
+    """Journal one of several steps that `target` waits for.
+
+    Answers a refusal; `joined` where this was the last of them, and `target` was created; `opened ` and a step's name where
+    that one, named as coming later, was created; else `waiting`.
+    """
     return Call(
         _JOIN,
         execution_keys(hold.ref.tenant_id, hold.ref.execution_id),
-        [*names(hold.ref), hold.fence, result, parent_id, LOST_HINT_AFTER_MS, target, *counted(events)],
+        [*names(hold.ref), hold.fence, result, parent_id, LOST_HINT_AFTER_MS, target, *told(events)],
         text,
     )
 
 
-def wait(hold: Hold, *, due_in_s: float, events: Iterable[Event]) -> Call[str]:
-    """Put a step back until it is due; no worker is held meanwhile."""
+def mark(hold: Hold, *, note: str) -> Call[str]:
+    """Note something with a running step before it does what may be done once; answers `marked`, or a refusal.
+
+    The note comes back with the step's claims, whatever becomes of this attempt, until the step waits.
+    """
+    return Call(
+        _MARK, execution_keys(hold.ref.tenant_id, hold.ref.execution_id), [*names(hold.ref), hold.fence, note], text
+    )
+
+
+def wait(
+    hold: Hold, *, due_in_s: float, events: Iterable[Event], note: str = "", counted: bool = True, awaits: str = ""
+) -> Call[str]:
+    """Put a step back until it is due; no worker is held meanwhile.
+
+    `note` comes back with the claims until the step waits again. Without `counted` it is a deferral, and no retry.
+    `awaits` names a word from outside (`send_word`): the step is due when it comes, or has come; `due_in_s` is how long at
+    most.
+    """
     return Call(
         _WAIT,
         execution_keys(hold.ref.tenant_id, hold.ref.execution_id),
-        [*names(hold.ref), hold.fence, int(due_in_s * 1000), *counted(events)],
+        [*names(hold.ref), hold.fence, int(due_in_s * 1000), note, int(counted), awaits, *told(events)],
         text,
     )
 
@@ -219,7 +255,8 @@ def finish(
             celery_result,
             retention_s * 1000,
             int(cancelled),
-            *counted(events),
+            keys.execution_prefix(),
+            *told(events),
         ],
         text,
     )

@@ -22,7 +22,8 @@ class StepState(StrEnum):
     ABSENT = "absent"  # there is no such step
     QUEUED = "queued"  # created, or handed back; its hint waits in a queue, or is lost
     WAITING = "waiting"  # put back until it is due
-    DUE = "due"  # was put back; now it is due, or its execution has to end
+    AWAITING = "awaiting"  # put back until a word comes from outside, or its time is up
+    DUE = "due"  # was put back; now its time or its word has come, or its execution has to end
     RUNNING = "running"  # claimed
     EXPIRED = "expired"  # claimed, and its lease has ended: its worker is dead, or stalls
     DONE = "done"  # its result is journaled
@@ -55,23 +56,29 @@ Table = Mapping[str, Mapping[State, Outcome[State]]]
 
 # A cell says the answer and, if it changes, the state then. What a worker does is by the fence that its claim handed out; by
 # an older one than the step's it is `stale`. A claim or a write that is repeated, because its reply was lost, is
-# `claim again`, or is answered `done`: the attempt has ended before, by this very write.
+# `claim again`, or is answered `done`: the attempt has ended before, by this very write. A step that waits for a word does
+# `await`; where that word had come `early`, its time is up at once. One name has one word: whoever sends another is
+# answered `sent`, whenever it is, and the first one.
 _STEP = """
-event         absent  queued           waiting  due              running           expired           done    over
-claim         gone    claimed→running  early    claimed→running  busy              claimed→running   done    over
-claim again   gone    claimed→running  early    claimed→running  claimed           claimed→running   done    over
-renew         lost    lost             lost     lost             held              held→running      lost    lost
-stale renew   lost    lost             lost     lost             lost              lost              lost    lost
-tell          fenced  fenced           fenced   fenced           told              told              fenced  fenced
-stale tell    fenced  fenced           fenced   fenced           fenced            fenced            fenced  fenced
-record        gone    done             done     done             recorded→done     recorded→done     done    over
-join          gone    done             done     done             joined→done       joined→done       done    over
-wait          gone    done             done     done             waiting→waiting   waiting→waiting   done    over
-release       gone    done             done     done             released→queued   released→queued   done    over
-finish        gone    done             done     done             finished→done     finished→done     done    over
-stale write   gone    fenced           fenced   fenced           fenced            fenced            fenced  over
-time passes   -       -                -→due    -                -→expired         -                 -       -
-look          forget  hint             later    hint             later             hint              forget  forget
+event         absent  queued           waiting  awaiting  due              running           expired           done    over
+claim         gone    claimed→running  early    early     claimed→running  busy              claimed→running   done    over
+claim again   gone    claimed→running  early    early     claimed→running  claimed           claimed→running   done    over
+renew         lost    lost             lost     lost      lost             held              held→running      lost    lost
+stale renew   lost    lost             lost     lost      lost             lost              lost              lost    lost
+tell          fenced  fenced           fenced   fenced    fenced           told              told              fenced  fenced
+stale tell    fenced  fenced           fenced   fenced    fenced           fenced            fenced            fenced  fenced
+record        gone    done             done     done      done             recorded→done     recorded→done     done    over
+join          gone    done             done     done      done             joined→done       joined→done       done    over
+mark          gone    done             done     done      done             marked            marked            done    over
+wait          gone    done             done     done      done             waiting→waiting   waiting→waiting   done    over
+await         gone    done             done     done      done             waiting→awaiting  waiting→awaiting  done    over
+release       gone    done             done     done      done             released→queued   released→queued   done    over
+finish        gone    done             done     done      done             finished→done     finished→done     done    over
+stale write   gone    fenced           fenced   fenced    fenced           fenced            fenced            fenced  over
+word          nobody  nobody           nobody   sent→due  nobody           nobody            nobody            nobody  over
+early word    sent    sent             sent     sent→due  sent             sent              sent              sent    over
+time passes   -       -                -→due    -→due     -                -→expired         -                 -       -
+look          forget  hint             later    later     hint             later             hint              forget  forget
 """
 
 # `finish`: the execution ends as completed, as failed, or as the cancel asks. `refused` is an answer of the table above.
@@ -83,6 +90,8 @@ claim               refused           claimed→processing   claimed            
 renew               refused           refused              held                 cancelled         refused    refused
 cancel              gone              requested→cancelling requested→cancelling requested         completed  failed
 prioritise          gone              changed              changed              changed           completed  failed
+word                gone              refused              refused              refused           completed  failed
+early word          gone              sent                 sent                 sent              completed  failed
 finish completed    refused           refused              finished→completed   cancelled         refused    refused
 finish failed       refused           refused              finished→failed      cancelled         refused    refused
 finish cancelled    refused           refused              finished→failed      finished→failed   refused    refused

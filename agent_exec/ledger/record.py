@@ -5,11 +5,13 @@ Owns the meaning of the fields that the Lua scripts write (`lua/_ledger.lua` lis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
+from agent_exec.contract.approval import tool_call_of
 from agent_exec.contract.execution import ExecutionView, FinalResponse
 from agent_exec.contract.message import Message, Status
 
@@ -90,6 +92,15 @@ class ExecutionRecord:
         """Each step's name and its state as JSON."""
         return {name[5:]: packed for name, packed in self.fields.items() if name.startswith("step:")}
 
+    @property
+    def awaiting_approval(self) -> list[str]:
+        """The tool calls that wait for a person's approval."""
+        if self.finished_at is not None:
+            return []
+        steps = map(json.loads, self.steps.values())
+        awaited = [step.get("awaits", "") for step in steps if step["state"] == "waiting"]
+        return [call for word in awaited if f"word:{word}" not in self.fields and (call := tool_call_of(word))]
+
     def view(self, execution_id: str) -> ExecutionView:
         """Return what a caller sees of it."""
         return ExecutionView(
@@ -102,6 +113,7 @@ class ExecutionRecord:
             started_at=self.started_at,
             finished_at=self.finished_at,
             cancel_requested=self.cancel_requested,
+            awaiting_approval=self.awaiting_approval,
             last_sequence=int(self.fields["sequence"]),
             response=self.response,
         )

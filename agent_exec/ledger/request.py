@@ -1,4 +1,4 @@
-"""The ledger's calls of a caller: cancel, prioritise, look, list.
+"""The ledger's calls of a caller: cancel, prioritise, send a word, look, list.
 
 Owns the Python side of these scripts. Another tenant's execution is as good as missing to each. Does not know who calls.
 """
@@ -21,6 +21,7 @@ from agent_exec.script import Call, Script
 _LUA = Path(__file__).parent / "lua"
 _CANCEL = Script.load(_LUA / "cancel.lua")
 _PRIORITISE = Script.load(_LUA / "prioritise.lua")
+_SEND_WORD = Script.load(_LUA / "send_word.lua")
 _LOOK = Script.load(_LUA / "look.lua")
 _LIST = Script.load(_LUA / "list.lua")
 
@@ -32,7 +33,7 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class AlreadyOver:
-    """The execution had ended before the cancel came."""
+    """The execution had ended before the caller came."""
 
     status: Literal["completed", "failed"]
 
@@ -43,6 +44,19 @@ class Prioritised:
 
     priority: int
     queued: tuple[Hint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The `word` that stands under the name, for good: the first one. `hint` is of the step that it has made due, if any."""
+
+    word: str
+    hint: Hint | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotWaiting:
+    """No step awaits this word: none ever did, or its time has passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,35 @@ def prioritise(tenant_id: str, execution_id: str, *, wish: int) -> Call[Prioriti
         _PRIORITISE,
         [*execution_keys(tenant_id, execution_id), keys.tenant(tenant_id)],
         [tenant_id, execution_id, wish, json.dumps(routing.priority_by_plan(wish)), routing.UNKNOWN_PLAN],
+        parse,
+    )
+
+
+def send_word(
+    tenant_id: str, execution_id: str, *, name: str, word: str, early: bool = False
+) -> Call[Sent | NotWaiting | AlreadyOver]:
+    """Send the step that awaits `name` a word, which makes it due at once; with `early`, a step that is to await it.
+
+    Raises:
+        NotFound: (when run) this tenant has no such execution.
+    """
+
+    def parse(reply: list[Any]) -> Sent | NotWaiting | AlreadyOver:
+        verdict: Any = reply[0].decode()
+        match verdict:
+            case "gone":
+                raise not_found(execution_id)
+            case "nobody":
+                return NotWaiting()
+            case "sent":
+                return Sent(reply[1].decode(), hint_of(reply[2]) if len(reply) > 2 else None)
+            case _:
+                return AlreadyOver(verdict)
+
+    return Call(
+        _SEND_WORD,
+        [keys.execution(tenant_id, execution_id), keys.pending()],
+        [tenant_id, execution_id, name, word, int(early)],
         parse,
     )
 

@@ -46,7 +46,7 @@ def names(ref: StepRef) -> tuple[str, str, str]:
     return ref.tenant_id, ref.execution_id, ref.step
 
 
-def counted(events: Iterable[Event]) -> list[str | int]:
+def told(events: Iterable[Event]) -> list[str | int]:
     """Return events as scripts take them: their number, then a name and JSON each."""
     flat = [text for event in events for text in (event.name, event.json)]
     return [len(flat) // 2, *flat]

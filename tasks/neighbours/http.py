@@ -20,6 +20,8 @@ MAX_ANSWER_BYTES = 2_000_000
 #: Below what servers keep an idle connection for (uvicorn 5 s): a request that meets the end of one is lost, and a tool with
 #: an effect would be in doubt for it.
 KEEP_ALIVE_S = 2.0
+#: To find the address, connect and agree on a key. What was not sent within this can be sent again, whatever it does.
+CONNECT_TIMEOUT_S = 5.0
 #: A server that asks for a longer pause is treated as one that names none.
 MAX_RETRY_AFTER_S = 3_600.0
 
@@ -31,6 +33,7 @@ class Answer:
     status: int
     body: bytes
     etag: str | None
+    retry_after_s: float | None
 
 
 class Neighbour:
@@ -44,7 +47,9 @@ class Neighbour:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=KEEP_ALIVE_S),
+            # Unlimited: what waits here for a connection holds one of the worker's slots, and these are bounded.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),  # a cookie would carry one tenant's session into another's request
             trust_env=False,
         )
 
@@ -66,7 +71,9 @@ class Neighbour:
         sent = dict(headers or {})
         if body is not None:
             sent["Content-Type"] = "application/json"
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
+        timeout = aiohttp.ClientTimeout(
+            total=self._timeout_s if timeout_s is None else timeout_s, connect=CONNECT_TIMEOUT_S
+        )
         try:
             async with self._session.request(
                 method, self._url + path, data=body, headers=sent, allow_redirects=False, timeout=timeout
@@ -75,7 +82,8 @@ class Neighbour:
                     raise NeighbourUnavailable(
                         f"{self.name} answered {response.status} to {method} {path}; it is asked again later.",
                         neighbour=self.name,
-                        retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
+                        retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+                        unheard=response.status == 429,
                     )
                 if 300 <= response.status < 400 and response.status != 304:
                     raise NeighbourRefused(
@@ -83,17 +91,27 @@ class Neighbour:
                         "really is.",
                         neighbour=self.name,
                     )
-                return Answer(response.status, await self._read(response), response.headers.get("ETag"))
+                return Answer(
+                    response.status,
+                    await self._read(response),
+                    etag=response.headers.get("ETag"),
+                    retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise self._unreachable(error, unheard=True) from error
         except TimeoutError as error:
             raise NeighbourUnavailable(
                 f"{self.name} did not answer {method} {path} in time.", neighbour=self.name
             ) from error
         except aiohttp.ClientError as error:
-            raise NeighbourUnavailable(
-                f"{self.name} cannot be reached at {self._url} ({type(error).__name__}); check its address and that "
-                "it runs.",
-                neighbour=self.name,
-            ) from error
+            raise self._unreachable(error, unheard=False) from error
+
+    def _unreachable(self, error: Exception, *, unheard: bool) -> NeighbourUnavailable:
+        return NeighbourUnavailable(
+            f"{self.name} cannot be reached at {self._url} ({type(error).__name__}); check its address and that it runs.",
+            neighbour=self.name,
+            unheard=unheard,
+        )
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], 0
@@ -121,7 +139,8 @@ class Neighbour:
         await self.aclose()
 
 
-def _retry_after_s(header: str | None) -> float | None:
+def retry_after_s(header: str | None) -> float | None:
+    """Return the pause that an answer asks for in seconds, or None where it names none that is waited for."""
     if header is None or not header.isdecimal():
         return None
     seconds = float(header)

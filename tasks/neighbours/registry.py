@@ -9,6 +9,7 @@ import time
 
 from pydantic import ValidationError
 
+from agent_exec.configuration import FIRST, Edition
 from agent_exec.contract.tool import ToolDefinition, ToolError, ToolExecution, ToolFailure, ToolList, ToolResult
 from agent_exec.errors import NeighbourRefused
 from agent_exec.submission import complaints
@@ -25,17 +26,17 @@ class ToolRegistry:
         """Take the connection, and how long a list of tools is used before it is asked for again."""
         self._neighbour = neighbour
         self._ttl_s = ttl_s
-        self._cache: dict[str, tuple[float, list[ToolDefinition]]] = {}
+        self._cache: dict[str, tuple[str, float, list[ToolDefinition]]] = {}
 
-    async def tools(self, tenant_id: str, agent_id: str) -> list[ToolDefinition]:
+    async def tools(self, tenant_id: str, agent_id: str, *, edition: Edition = FIRST) -> list[ToolDefinition]:
         """Return the tools that an agent may be offered.
 
         Raises:
             NeighbourError: the registry failed us.
         """
         path = f"/v1/tenants/{tenant_id}/agents/{agent_id}/tools"
-        fresh_until, tools = self._cache.get(path, (0.0, []))
-        if time.monotonic() < fresh_until:
+        cached, fresh_until, tools = self._cache.get(path, ("", 0.0, []))
+        if cached == edition.agent and time.monotonic() < fresh_until:
             return tools
         answer = await self._neighbour.ask("GET", path)
         if answer.status != 200:
@@ -52,7 +53,7 @@ class ToolRegistry:
             ) from None
         if len(self._cache) >= MAX_CACHED:
             self._cache.pop(next(iter(self._cache)))
-        self._cache[path] = (time.monotonic() + self._ttl_s, tools)
+        self._cache[path] = (edition.agent, time.monotonic() + self._ttl_s, tools)
         return tools
 
     async def execute(

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+from agent_exec.contract.approval import word_for
 from agent_exec.contract.completion import Usage
 from agent_exec.contract.event import CompletedData, EventName, TokenData
 from agent_exec.contract.execution import FinalResponse, Output
@@ -27,6 +28,13 @@ class PlayedWorker:
         hold = await self._claimed()
         told = [Event(EventName.TOKEN, TokenData(token=token).model_dump_json()) for token in tokens]
         assert await self._store.run(ledger.tell(hold, told)) == "told"
+
+    async def ask_for_approval(self, tool_call_id: str) -> None:
+        """Have a tool call wait for approval."""
+        awaits = word_for(tool_call_id)
+        parked = ledger.wait(await self._claimed(), due_in_s=60, events=[], counted=False, awaits=awaits)
+        assert await self._store.run(parked) == "waiting"
+        self._hold = None
 
     async def finish(self, text: str = "42", **fields: Any) -> FinalResponse:
         """End the execution."""

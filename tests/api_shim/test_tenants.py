@@ -10,10 +10,12 @@ import aiohttp
 import pytest
 
 from agent_exec import api_keys
+from agent_exec.contract.approval import Approval
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.ledger import ledger
 from agent_exec.store import Store
 from api_shim.app import OPERATIONS
+from api_shim.internal import Invalidation
 from api_shim.operation import Operation
 from api_shim.problem import Problem
 from tests.api_shim.conftest import Submitted, session
@@ -21,7 +23,11 @@ from tests.api_shim.played_worker import until
 from tests.api_shim.shim_process import ShimProcess, shim_process
 
 #: A body for each model that an operation takes; a new one fails here until it has one.
-BODIES: dict[type, dict[str, Any]] = {ExecutionRequest: {"agent_id": "desk", "query": "hello"}}
+BODIES: dict[type, dict[str, Any]] = {
+    ExecutionRequest: {"agent_id": "desk", "query": "hello"},
+    Invalidation: {"tenant_id": "acme"},
+    Approval: {"approved": True},
+}
 GUARDED = [operation for operation in OPERATIONS if operation.role is not None]
 OF_ONE_EXECUTION = [operation for operation in GUARDED if "{execution_id}" in operation.path]
 
@@ -34,7 +40,7 @@ async def ask(
     caller: aiohttp.ClientSession, operation: Operation, execution_id: str, **options: Any
 ) -> tuple[int, dict[str, str], Any]:
     """Send one request; return status, headers and the body's JSON."""
-    path = operation.path.format(execution_id=execution_id)
+    path = operation.path.format(execution_id=execution_id, tenant_id="acme", tool_call_id="call_1")
     if operation.method == "WEBSOCKET":
         options["headers"] = {
             "Connection": "Upgrade",

@@ -17,6 +17,10 @@ from tests.broker.workers import Bench, Start, Worker, diary_of
 
 Run = Callable[[Call[Any]], Any]
 
+#: What Celery calls critical though it is its way to wait: it begins its consumer anew the sixth time within a second
+#: (a primary that refuses writes until the replica takes over fails each attempt at once), and rests for one.
+THROTTLE = "Frequent restarts detected"
+
 
 @pytest.fixture
 def run(store: BlockingStore) -> Run:
@@ -84,11 +88,13 @@ def start(root: Path, redis_server: EmbeddedServer, tmp_path_factory: pytest.Tem
 
     yield start
     for worker in workers:
+        worker.begin_stop()
+    for worker in workers:
         worker.stop()
     for worker in workers:
         log = worker.log.read_text()
-        assert "Unrecoverable" not in log, log
-        assert "CRITICAL" not in log, log
+        alarms = [line for line in log.splitlines() if "CRITICAL" in line and THROTTLE not in line]
+        assert not alarms, log
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from celery import Celery, Task
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from agent_exec.address import Undisclosed
 from agent_exec.broker.transport import register
 from tests.sentinels import MASTER_NAME, SENTINEL_PASSWORD
 
@@ -26,7 +27,7 @@ SETTINGS = {
         "fair_lease_s": LEASE_S,
         "master_name": MASTER_NAME,
         # One that is away is passed over at once: redis-py would try it for seconds.
-        "sentinel_kwargs": {"password": SENTINEL_PASSWORD, "retry": Retry(NoBackoff(), 0)},
+        "sentinel_kwargs": Undisclosed({"password": SENTINEL_PASSWORD, "retry": Retry(NoBackoff(), 0)}),
     },
     "task_acks_late": True,
     "task_ignore_result": True,

@@ -536,9 +536,9 @@ def test_stock_priorities_of_an_ordinary_queue_are_kept(app: Celery, redis_url: 
 
 def test_a_wake_up_that_finds_no_room_is_passed_on(redis_url: str, run: Any) -> None:
     with Taker(redis_url, prefetch=1) as full, Taker(redis_url) as other:
-        full.drain(0.01)  # blocks for a wake-up
-        until(lambda: next(iter(full.channel.lanes.values())).under_way is lane.UnderWay.WAIT)
-        virtual.QoS.append(full.channel.qos, None, "of another queue")  # and has no room any more
+        # `full` blocks for a wake-up,
+        until(lambda: full.drain(0.01) or next(iter(full.channel.lanes.values())).under_way is lane.UnderWay.WAIT)
+        virtual.QoS.append(full.channel.qos, None, "of another queue")  # and then has no room
         until(lambda: other.drain(0.02) or True)
         stop = threading.Event()
 
@@ -794,6 +794,21 @@ def test_what_cannot_be_given_back_as_a_channel_closes_is_given_back_later(
     own_server.restart()
     until(lambda: not taker.channel.leases.keeper.is_alive())
     assert store.run(fair_queue.size("agent_execution")) == 1
+    store.close()
+
+
+def test_a_channel_that_closes_says_at_once_what_it_could_not_say_before(own_server: EmbeddedServer) -> None:
+    store = BlockingStore(own_server.url)
+    store.run(HINT.push())
+    taker = Taker(own_server.url)
+    (message,) = taker.take()
+    own_server.kill()
+    message.ack()
+    own_server.restart()
+    until(lambda: store.redis.ping())
+    taker.connection.close()  # as a worker does that stops: its process may end here
+    assert not store.redis.exists(keys.fair_lease())
+    until(lambda: not taker.channel.leases.keeper.is_alive())
     store.close()
 
 

@@ -14,16 +14,17 @@ import pytest
 from celery import Celery
 
 from agent_exec.broker import fair_queue
-from tests.broker.workers import POOLS, STOCK, Bench, Start, Worker, until
+from tests.broker.workers import STOCK, Bench, Start, Worker, until
 
 
-@pytest.fixture(scope="module", params=POOLS)
+@pytest.fixture(scope="module", params=[("asyncio", "threads"), ("prefork", "asyncio")], ids="-".join)
 def pair(start: Start, request: pytest.FixtureRequest) -> Iterator[list[Worker]]:
-    """Two workers of one pool that live through all tests of this file."""
-    workers = [start(request.param, 4), start(request.param, 2)]
+    """Two workers that live through all tests of this file, of pools that are mixed: each stands its test beside another."""
+    workers = [start(pool, slots) for pool, slots in zip(request.param, (4, 2), strict=True)]
     yield [worker.ready() for worker in workers]
     for worker in workers:
-        worker.stop()
+        worker.begin_stop()
+    assert [worker.stop() for worker in workers] == [0, 0]
 
 
 def test_a_new_tenant_is_served_at_once(pair: list[Worker], bench: Bench) -> None:
@@ -88,13 +89,11 @@ def test_an_ordinary_queue_is_served_beside_the_families(pair: list[Worker], ben
 
 def test_remote_control_and_events_work(pair: list[Worker], bench: Bench) -> None:
     names = {worker.name for worker in pair}
-    assert (
-        set(until(lambda: (found := bench.app.control.inspect(timeout=1).ping()) and len(found) == 2 and found))
-        == names
-    )
-    queues = bench.app.control.inspect(timeout=1).active_queues()
+    inspect = bench.app.control.inspect(timeout=5, limit=2)  # two answers end the waiting
+    assert set(until(lambda: (found := inspect.ping()) and len(found) == 2 and found)) == names
+    queues = inspect.active_queues()
     assert {queue["name"] for name in names for queue in queues[name]} == {"agent_execution", "agent_tools", "ordinary"}
-    assert bench.app.control.inspect(timeout=1).stats()[pair[0].name]["broker"]["transport"] == "redis"
+    assert inspect.stats()[pair[0].name]["broker"]["transport"] == "redis"
 
     kinds: list[str] = []
     with bench.app.connection_for_read() as reading:

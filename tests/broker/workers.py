@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import redis
 from celery import Celery
 from kombu import pools
 
+from agent_exec import keys
 from agent_exec.broker import fair_queue
 from agent_exec.broker.transport import register
 from agent_exec.hint import Hint
@@ -25,7 +27,10 @@ from agent_exec.store import BlockingStore
 
 STOCK = "kombu.transport.redis:Transport"
 #: The pools that people use. The application of the asyncio pool names it, for Celery's `-P` cannot.
-POOLS = ["threads", "prefork", "asyncio"]
+POOLS = ["asyncio", "threads", "prefork"]
+
+#: A prefork child whose last result nobody took waits for 30 s before it ends.
+STOP_S = 40.0
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
@@ -33,7 +38,7 @@ def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(0.02)  # often enough for a test of a second, seldom enough to leave the processor to the workers
     return result
 
 
@@ -41,7 +46,8 @@ class Worker:
     """A `celery worker` process and its children."""
 
     def __init__(self, root: Path, url: str, log: Path, *, diary_url: str, pool: str, slots: int) -> None:
-        self.name, self.log = f"{log.stem}@test", log
+        self.name, self.log, self.pool = f"{log.stem}@test", log, pool
+        self._stopping = False
         command = [
             "-b",
             url,
@@ -79,10 +85,23 @@ class Worker:
     def signal(self, number: int, *, children: bool = True) -> None:
         (os.killpg if children else os.kill)(self.process.pid, number)
 
-    def stop(self) -> int:
-        if self.process.poll() is None:
+    def begin_stop(self) -> None:
+        """Ask it to end, once: a worker on its way out may have no more ears for a second signal, and die of it."""
+        if not self._stopping and self.process.poll() is None:
             self.signal(signal.SIGTERM, children=False)
-        return self.process.wait(20)
+        self._stopping = True
+
+    def stop(self) -> int:
+        self.begin_stop()
+        try:
+            return self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGUSR1, children=False)  # which Celery answers with where each thread stands
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            raise AssertionError(f"{self.name} did not stop:\n{self.log.read_text()}") from None
 
 
 def diary_of(url: str) -> str:
@@ -134,9 +153,21 @@ class Bench:
         return self.store.run(fair_queue.depths())
 
     def idle(self) -> bool:
-        """Nothing waits, nothing is in flight, and no key says otherwise."""
-        leftover = {name.decode() for name in self.store.redis.scan_iter("ax:queue:*")}
-        return leftover <= {"ax:queue:clock", "ax:queue:dead", "ax:queue:share"}
+        """Nothing waits, nothing is in flight, and no key says otherwise: to be waited for while workers run."""
+        return not self._left()
+
+    def unsettled(self) -> set[str]:
+        """The keys of what waits or is in flight. There are none from the moment that the last worker has stopped.
+
+        What a tenant has used rests until a pop finds it without work, and no pop comes after that.
+        """
+        return {
+            name for name in self._left() if name != keys.fair_virtual() and not name.startswith(keys.fair_ring(""))
+        }
+
+    def _left(self) -> set[str]:
+        left = {name.decode() for name in self.store.redis.scan_iter("ax:queue:*")}
+        return left - {keys.fair_clock(), keys.fair_dead(), keys.fair_share()}
 
     def close(self) -> None:
         self.app.close()

@@ -26,6 +26,10 @@ class Step:
     claimed_by: object = None
     #: The step that waits for it, and for others.
     target: str = ""
+    #: What it said of itself when it last waited, the word for which it waited then, and the last for which it ever did.
+    note: str = ""
+    awaits: str = ""
+    awaited: str = ""
 
 
 @dataclass
@@ -36,6 +40,9 @@ class Execution:
     deadline_ms: int = NEVER_MS
     steps: dict[str, Step] = field(default_factory=lambda: {"prompt": Step()})
     events: list[str] = field(default_factory=lambda: [EventName.STARTED])
+    words: dict[str, str] = field(default_factory=dict)
+    #: The execution that is told of the end, and the name of the word.
+    parent: tuple[Execution, str] | None = None
 
     @property
     def is_over(self) -> bool:
@@ -51,7 +58,8 @@ class Execution:
             return StepState.ABSENT
         if self.is_over and step.state != StepState.DONE:
             return StepState.OVER
-        is_up = step.until_ms <= now_ms or (step.state == StepState.WAITING and self.has_to_end(now_ms))
+        waits = step.state in (StepState.WAITING, StepState.AWAITING)
+        is_up = step.until_ms <= now_ms or (waits and self.has_to_end(now_ms))
         return life.STEP["time passes"][step.state].then if is_up else step.state
 
     @property
@@ -117,6 +125,43 @@ class Execution:
             self.events += told or []
         if state == StepState.DONE and before != StepState.DONE:
             step.result = result
+        return verdict
+
+    def wait(
+        self,
+        name: str,
+        fence: int,
+        *,
+        now_ms: int,
+        due_ms: int,
+        note: str,
+        is_counted: bool,
+        awaits: str,
+        told: list[str],
+    ) -> str:
+        """A worker puts its step back."""
+        verdict = self.write("await" if awaits else "wait", name, fence, now_ms=now_ms, told=told)
+        if verdict == "waiting":
+            step = self.steps[name]
+            step.until_ms = now_ms if awaits in self.words else now_ms + due_ms
+            step.retries += is_counted
+            step.note, step.awaits, step.awaited = note, awaits, awaits or step.awaited
+        return verdict
+
+    def send_word(self, name: str, word: str, *, early: bool, now_ms: int) -> str:
+        """Somebody outside sends a word; the one that stands is in `words`."""
+        if name in self.words:
+            return "sent"
+        event = "early word" if early else "word"
+        if self.is_over:
+            return self.happens(event)
+        step_name = next((one for one, step in self.steps.items() if step.awaits == name), "")
+        state = self.step_state(step_name, now_ms)
+        verdict, then = life.STEP[event][state]
+        if verdict == "sent":
+            self.words[name] = word
+        if then != state:
+            self.steps[step_name].state, self.steps[step_name].until_ms = then, now_ms
         return verdict
 
     def joined(self, target: str) -> str:

@@ -42,11 +42,15 @@ BRIEFLY = settings(max_examples=70, stateful_step_count=40, deadline=None, suppr
 #: When all faults are over an execution ends within a lease, a wait and the longest time between two looks.
 ENDS_WITHIN_MS = LEASE_MS + 60_000 + 60_000
 
+#: How states are stored that differ by time and by what is awaited alone.
+STORED = {StepState.EXPIRED: "running", StepState.DUE: "waiting", StepState.AWAITING: "waiting"}
 CLAIMABLE = (StepState.QUEUED, StepState.DUE, StepState.EXPIRED)
 #: Which of the executions, steps, holds that there are; wrapped round.
 ANY = st.integers(min_value=0, max_value=1_000)
 #: How many tools a turn calls.
 TOOLS = st.sampled_from([0, 2, 3])
+#: Which of the words that a step may await; 0 for none.
+WORDS = st.sampled_from([0, 1, 1, 2])
 #: How often the same call is made: once, or again because its reply was lost.
 TIMES = st.sampled_from([1, 1, 2])
 
@@ -116,6 +120,8 @@ class AnyOrder(RuleBasedStateMachine):
         request = ExecutionRequest(agent_id="desk", query="q", deadline_s=deadline_s)
         message = submission.message_of(request, tenant_id=["acme", "globex"][len(self.all) % 2])
         self.all.append(played := Played(message, self.now_ms))
+        if len(self.all) == 3:  # a child of the first one, whose tenant it is
+            played.model.parent = self.all[0].model, _word("completion.1", 1)
         if deadline_s is not None:
             played.model.deadline_ms = self.now_ms + int(deadline_s * 1000)
         answers = [self.store.run(self._storing(played)) for _ in range(times)]
@@ -127,7 +133,16 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.store.run(self._storing(self._one(which))).replayed
 
     def _storing(self, played: Played) -> Call[ledger.Acceptance]:
-        return submission.store(played.message, open_retention_s=RETENTION_S, max_queued=10)
+        limits = played.message.payload.agent_config.limits
+        return ledger.accept(
+            played.message,
+            request_digest=submission.request_digest(played.message),
+            started=Event(EventName.STARTED, "{}"),
+            deadline_s=None if limits is None else limits.deadline_s,
+            retention_s=RETENTION_S,
+            max_queued=10,
+            parent=(self.all[0].message.execution_id, played.model.parent[1]) if played.model.parent else None,
+        )
 
     @precondition(lambda self: self.all)
     @rule(which=ANY, times=TIMES)
@@ -148,6 +163,25 @@ class AnyOrder(RuleBasedStateMachine):
         if isinstance(answer, Prioritised):
             queued = {name for name in played.model.steps if self._state(played, name) == StepState.QUEUED}
             assert {hint.step for hint in answer.queued} == queued
+
+    @precondition(lambda self: self.all)
+    @rule(which=ANY, step=ANY, number=st.sampled_from([1, 1, 2]), early=st.booleans(), times=TIMES)
+    def send_word(self, which: int, step: int, number: int, early: bool, times: int) -> None:
+        """What a step awaits, or may come to."""
+        played = self._one(which)
+        awaited = [one.awaits for one in played.model.steps.values() if one.awaits]
+        steps = played.model.open_steps or ["prompt"]
+        name = awaited[step % len(awaited)] if awaited and not early else _word(steps[step % len(steps)], number)
+        names, word = (played.message.tenant_id, played.message.execution_id), str(self.now_ms)
+        for _ in range(times):
+            expected = played.model.send_word(name, word, early=early, now_ms=self.now_ms)
+            match self.store.run(ledger.send_word(*names, name=name, word=word, early=early)):
+                case ledger.Sent(stands):
+                    assert (expected, stands) == ("sent", played.model.words[name])
+                case ledger.NotWaiting():
+                    assert expected == "nobody"
+                case AlreadyOver(status):
+                    assert expected == status
 
     # What workers do.
 
@@ -176,11 +210,9 @@ class AnyOrder(RuleBasedStateMachine):
             case Claimed() as claimed:
                 assert expected == "claimed"
                 step = played.model.steps[name]
-                assert (claimed.hold.fence, claimed.attempt, claimed.retries) == (
-                    step.fence,
-                    step.attempts,
-                    step.retries,
-                )
+                counted = claimed.hold.fence, claimed.attempt, claimed.retries
+                assert counted == (step.fence, step.attempts, step.retries)
+                assert (claimed.note, claimed.word) == (step.note, played.model.words.get(step.awaited))
                 assert claimed.execution.status == "processing"
                 journaled = {one: done.result for one, done in played.model.steps.items() if done.result is not None}
                 assert {one: claimed.execution.result(one) for one in journaled} == journaled
@@ -209,9 +241,18 @@ class AnyOrder(RuleBasedStateMachine):
         self._journal(self._holder(which), tools=tools, times=times)
 
     @precondition(lambda self: self._holding)
-    @rule(which=ANY, due_ms=st.sampled_from([0, 500, 60_000]), times=TIMES)
-    def wait(self, which: int, due_ms: int, times: int) -> None:
-        self._wait(self._holder(which), due_ms=due_ms, times=times)
+    @rule(
+        which=ANY,
+        due_ms=st.sampled_from([0, 500, 60_000]),
+        note=st.sampled_from(["", "model 2"]),
+        counted=st.booleans(),
+        awaits=WORDS,
+        times=TIMES,
+    )
+    def wait(self, which: int, due_ms: int, note: str, counted: bool, awaits: int, times: int) -> None:
+        worker = self._holder(which)
+        name = _word(worker.step, awaits) if awaits else ""
+        self._wait(worker, due_ms=due_ms, note=note, counted=counted, awaits=name, times=times)
 
     @precondition(lambda self: self._holding)
     @rule(which=ANY, times=TIMES)
@@ -323,14 +364,24 @@ class AnyOrder(RuleBasedStateMachine):
                     worker.model.deadline_ms = worker.played.accepted_ms + PROMPT_DEADLINE_MS
             assert self.store.run(call) == expected
 
-    def _wait(self, worker: Worker, *, due_ms: int, times: int) -> None:
-        call = ledger.wait(worker.hold, due_in_s=due_ms / 1000, events=[Event(EventName.PROGRESS, "{}")])
+    def _wait(
+        self, worker: Worker, *, due_ms: int, times: int, note: str = "", counted: bool = True, awaits: str = ""
+    ) -> None:
+        events = [Event(EventName.PROGRESS, "{}")]
+        call = ledger.wait(
+            worker.hold, due_in_s=due_ms / 1000, events=events, note=note, counted=counted, awaits=awaits
+        )
         for _ in range(times):
-            expected = self._written("wait", worker, told=[EventName.PROGRESS])
-            if expected == "waiting":
-                worker.model.steps[worker.step].until_ms = self.now_ms + due_ms
-                worker.model.steps[worker.step].retries += 1
-            assert self.store.run(call) == expected
+            assert self.store.run(call) == worker.model.wait(
+                worker.step,
+                worker.hold.fence,
+                now_ms=self.now_ms,
+                due_ms=due_ms,
+                note=note,
+                is_counted=counted,
+                awaits=awaits,
+                told=[EventName.PROGRESS],
+            )
 
     def _release(self, worker: Worker, *, times: int) -> None:
         call = ledger.release(worker.hold)
@@ -344,8 +395,14 @@ class AnyOrder(RuleBasedStateMachine):
     def _finish(self, worker: Worker, *, how: str, times: int) -> None:
         call = self._finishing(worker.hold, how)
         for _ in range(times):
-            expected = self._written(f"finish {how}", worker, result='"end"', told=[_terminal(how)])
-            assert self.store.run(call) == expected
+            assert self.store.run(call) == self._finished(worker, how)
+
+    def _finished(self, worker: Worker, how: str) -> str:
+        verdict = self._written(f"finish {how}", worker, result='"end"', told=[_terminal(how)])
+        if verdict == "finished" and worker.model.parent is not None:
+            parent, name = worker.model.parent
+            parent.send_word(name, worker.played.message.execution_id, early=True, now_ms=self.now_ms)
+        return verdict
 
     def _finishing(self, hold: Hold, how: str) -> Call[str]:
         return ledger.finish(
@@ -435,16 +492,12 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(steps) == set(model.steps)
         for name, step in model.steps.items():
             stored = steps[name]
-            raw = (
-                "running"
-                if step.state == StepState.EXPIRED
-                else "waiting"
-                if step.state == StepState.DUE
-                else step.state
-            )
-            assert (stored["state"], stored["fence"]) == (raw, step.fence)
+            assert (stored["state"], stored["fence"]) == (STORED.get(step.state, step.state), step.fence)
             assert (stored["attempts"], stored["retries"]) == (step.attempts, step.retries)
+            assert [stored.get(name, "") for name in ("note", "awaits")] == [step.note, step.awaits]
             assert fields.get(f"result:{name}") == step.result, "journaled once, by the attempt that held it"
+        words = {name[5:]: word for name, word in fields.items() if name.startswith("word:")}
+        assert words == model.words, "the first one under a name stands"
         runs = {f"hold:{name}" for name in model.open_steps if steps[name]["state"] == "running"}
         assert {name for name in fields if name.startswith("hold:")} == runs
 
@@ -462,8 +515,7 @@ class AnyOrder(RuleBasedStateMachine):
                     continue
                 hold = Hold(ref, played.model.steps[ref.step].fence)
                 how = "cancelled" if played.model.state == ExecutionState.CANCELLING else "completed"
-                worker = Worker(played, ref.step, hold, call)
-                expected = self._written(f"finish {how}", worker, result='"end"', told=[_terminal(how)])
+                expected = self._finished(Worker(played, ref.step, hold, call), how)
                 assert self.store.run(self._finishing(hold, how)) == expected == "finished"
             assert due.next_in_ms is not None, "what is open is looked at"
             self.store.advance(max(1, due.next_in_ms))
@@ -488,6 +540,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _state(self, played: Played, step: str) -> StepState:
         return played.model.step_state(step, self.now_ms)
+
+
+def _word(step: str, number: int) -> str:
+    """The name of a word that a step may await. No two steps of an execution await the same one."""
+    return f"{step}/{number}"
 
 
 def _terminal(how: str) -> EventName:

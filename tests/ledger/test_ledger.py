@@ -209,6 +209,46 @@ def test_the_last_of_parallel_steps_creates_the_one_that_waits(store: BlockingSt
     assert claimed(store, at(ref, "completion.2")).parent_id == "p"
 
 
+def test_of_parallel_steps_that_come_later_each_that_is_done_creates_the_next(store: BlockingStore) -> None:
+    ref, target = advance(store, accepted(store), "completion.1"), "completion.2"
+    steps = [f"tool_call.1.{index}" for index in range(5)]
+    recorded = ledger.record(
+        claimed(store, ref).hold,
+        result="{}",
+        events=[],
+        next_steps=steps[:2],
+        parent_id="p",
+        priority=5,
+        join=target,
+        later=steps[2:],
+    )
+    assert [store.run(recorded) for _ in range(2)] == ["recorded", "done"]
+    answers = []
+    for done in (1, 2, 0, 3, 4):
+        states = store.run(ledger.look("acme", ref.execution_id)).steps.values()
+        assert sum(json.loads(state)["state"] == "queued" for state in states) == min(2, 5 - len(answers))
+        joined = ledger.join(
+            claimed(store, at(ref, steps[done])).hold, result="{}", events=[], target=target, parent_id=steps[done]
+        )
+        answers.append(store.run(joined))
+        assert store.run(joined) == "done"
+    assert answers == ["opened tool_call.1.2", "opened tool_call.1.3", "opened tool_call.1.4", "waiting", "joined"]
+    assert claimed(store, at(ref, target)).parent_id == steps[4]
+    assert not [name for name in fields(store, ref) if name.startswith(("joined:", "expected:", "later:"))]
+
+
+def test_a_mark_is_kept_through_whatever_ends_an_attempt_but_a_wait(store: BlockingStore) -> None:
+    ref = accepted(store)
+    first = claimed(store, ref)
+    assert (first.note, store.run(ledger.mark(first.hold, note="sent"))) == ("", "marked")
+    store.run(ledger.release(first.hold))
+    second = claimed(store, ref)
+    assert second.note == "sent"
+    assert store.run(ledger.mark(first.hold, note="stale")) == "fenced"
+    store.run(ledger.wait(second.hold, due_in_s=0, events=[]))
+    assert claimed(store, ref).note == ""
+
+
 def test_a_waiting_step_is_early_until_it_is_due_and_then_counts_a_retry(store: BlockingStore) -> None:
     ref = accepted(store)
     hold = claimed(store, ref).hold

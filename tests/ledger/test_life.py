@@ -25,7 +25,9 @@ WAIT_S = 60.0
 RETENTION_S = 3_600
 #: The step that the first table is about; another one ends its execution.
 STEP, JOINED, OTHER = "tool_call.1.0", "completion.2", "completion.9"
-WRITES = ("record", "join", "wait", "release", "finish")
+WRITES = ("record", "join", "mark", "wait", "await", "release", "finish")
+#: The name of the word that the step awaits, where it awaits one.
+NAME = "call_1"
 
 
 @pytest.fixture
@@ -48,8 +50,8 @@ class Scene:
     def ref(self, step: str) -> StepRef:
         return StepRef(self.message.tenant_id, self.message.execution_id, step)
 
-    def accept(self) -> None:
-        self.store.run(submission.store(self.message, open_retention_s=RETENTION_S, max_queued=10))
+    def accept(self, *, parent: tuple[str, str] | None = None) -> None:
+        self.store.run(accepting(self.message, parent=parent))
 
     def claim(self, step: str) -> Hold:
         self.claims[step] = ledger.claim(self.ref(step), lease_s=LEASE_S, worker="w")
@@ -99,7 +101,9 @@ class Scene:
                 return StepState.RUNNING if now_ms < stored["lease_ms"] else StepState.EXPIRED
             case "waiting":
                 has_to_end = "cancel_ms" in fields or now_ms >= int(fields.get("deadline_ms", 1e15))
-                return StepState.DUE if has_to_end or now_ms >= stored["due_ms"] else StepState.WAITING
+                if has_to_end or now_ms >= stored["due_ms"]:
+                    return StepState.DUE
+                return StepState.AWAITING if stored.get("awaits") else StepState.WAITING
             case other:
                 return StepState(other)
 
@@ -111,6 +115,18 @@ class Scene:
         if fields["status"] in ("completed", "failed"):
             return ExecutionState(fields["status"])
         return ExecutionState.CANCELLING if "cancel_ms" in fields else ExecutionState(fields["status"])
+
+
+def accepting(message: Message, *, parent: tuple[str, str] | None = None) -> Call[ledger.Acceptance]:
+    return ledger.accept(
+        message,
+        request_digest=submission.request_digest(message),
+        started=Event(EventName.STARTED, "{}"),
+        deadline_s=None,
+        retention_s=RETENTION_S,
+        max_queued=10,
+        parent=parent,
+    )
 
 
 def recorded(store: ClockedStore, hold: Hold, *next_steps: str, join: str = "") -> None:
@@ -135,13 +151,36 @@ def waits(scene: Scene, hold: Hold) -> None:
     scene.store.run(ledger.wait(hold, due_in_s=WAIT_S, events=[]))
 
 
+def awaits(scene: Scene, hold: Hold) -> None:
+    scene.store.run(ledger.wait(hold, due_in_s=WAIT_S, events=[], awaits=NAME))
+
+
+def word(scene: Scene, hold: Hold, *, early: bool = False) -> Call[Any]:
+    return ledger.send_word(hold.ref.tenant_id, hold.ref.execution_id, name=NAME, word="yes", early=early)
+
+
+def has_its_word(scene: Scene, hold: Hold) -> None:
+    awaits(scene, hold)
+    scene.store.run(word(scene, hold))
+
+
+def had_its_word_before(scene: Scene, hold: Hold) -> None:
+    scene.store.run(word(scene, hold, early=True))
+    awaits(scene, hold)
+
+
+def awaited_too_long(scene: Scene, hold: Hold) -> None:
+    awaits(scene, hold)
+    scene.store.advance(int(WAIT_S * 1000))
+
+
 def is_due(scene: Scene, hold: Hold) -> None:
     waits(scene, hold)
     scene.store.advance(int(WAIT_S * 1000))
 
 
 def has_to_end(scene: Scene, hold: Hold) -> None:
-    waits(scene, hold)
+    awaits(scene, hold)
     scene.store.run(ledger.cancel("acme", hold.ref.execution_id))
 
 
@@ -154,7 +193,7 @@ def ended_while_running(scene: Scene, _: Hold) -> None:
 
 
 def ended_while_waiting(scene: Scene, hold: Hold) -> None:
-    waits(scene, hold)
+    awaits(scene, hold)
     scene.store.run(finishing(scene.claim(OTHER)))
 
 
@@ -163,7 +202,11 @@ WAYS: list[tuple[StepState, Callable[[Scene, Hold], Any] | None]] = [
     (StepState.ABSENT, None),
     (StepState.QUEUED, lambda scene, hold: scene.store.run(ledger.release(hold))),
     (StepState.WAITING, waits),
+    (StepState.AWAITING, awaits),
     (StepState.DUE, is_due),
+    (StepState.DUE, has_its_word),
+    (StepState.DUE, had_its_word_before),
+    (StepState.DUE, awaited_too_long),
     (StepState.DUE, has_to_end),
     (StepState.RUNNING, lambda scene, hold: None),
     (StepState.EXPIRED, lambda scene, hold: scene.store.advance(int(LEASE_S * 1000))),
@@ -211,8 +254,12 @@ def writing(event: str, hold: Hold) -> Call[Any]:
             return ledger.record(hold, result="{}", events=told, next_steps=["completion.3"], parent_id="p", priority=5)
         case "join":
             return ledger.join(hold, result="{}", events=told, target=JOINED, parent_id="p")
+        case "mark":
+            return ledger.mark(hold, note="sent")
         case "wait":
             return ledger.wait(hold, due_in_s=WAIT_S, events=told)
+        case "await":
+            return ledger.wait(hold, due_in_s=WAIT_S, events=told, awaits="another word")
         case "release":
             return ledger.release(hold)
         case "finish":
@@ -227,6 +274,10 @@ def verdict(answer: Any) -> str:
             return "claimed"
         case NotClaimed(reason):
             return reason
+        case ledger.Sent(word="yes"):
+            return "sent"
+        case ledger.NotWaiting():
+            return "nobody"
         case [one]:
             return str(one)
         case _:
@@ -249,7 +300,7 @@ def test_what_a_worker_does_comes_to_what_the_table_says_and_once(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
     for state, way in WAYS:
-        with subtests.test(state, way=way):
+        with subtests.test(state.value, way=getattr(way, "__name__", "")):
             stand = stood(store, state, way)
             scene, step = stand.scene, stand.hold.ref.step
             call = writing(event, stand.hold)
@@ -271,7 +322,7 @@ def test_what_an_overtaken_worker_does_changes_nothing(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
     for state, way in WAYS:
-        with subtests.test(state, way=way):
+        with subtests.test(state.value, way=getattr(way, "__name__", "")):
             stand = stood(store, state, way)
             before = stand.scene.everything
             expected = life.STEP["stale write" if event in WRITES else f"stale {event}"][state]
@@ -285,7 +336,7 @@ def test_another_tenant_finds_nothing_and_changes_nothing(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
     for state, way in WAYS:
-        with subtests.test(state, way=way):
+        with subtests.test(state.value, way=getattr(way, "__name__", "")):
             stand = stood(store, state, way)
             before = stand.scene.everything
             call = writing(event, replace(stand.hold, ref=replace(stand.hold.ref, tenant_id="globex")))
@@ -297,9 +348,71 @@ def test_another_tenant_finds_nothing_and_changes_nothing(
     assert not [key for key in store.redis.scan_iter() if b"globex" in key]
 
 
+@pytest.mark.parametrize("event", ["word", "early word"])
+def test_a_word_from_outside_comes_to_what_the_table_says_and_the_first_one_stands(
+    store: ClockedStore, subtests: pytest.Subtests, event: str
+) -> None:
+    for state, way in WAYS:
+        with subtests.test(state.value, way=getattr(way, "__name__", "")):
+            stand = stood(store, state, way)
+            scene, step, expected = stand.scene, stand.hold.ref.step, life.STEP[event][state]
+            stands = f"word:{NAME}" in scene.fields
+            call, before = word(scene, stand.hold, early=event == "early word"), scene.everything
+            answer = store.run(call)
+            if expected.verdict == "over" and not stands:
+                assert answer == ledger.AlreadyOver("completed")
+            else:
+                assert verdict(answer) == ("sent" if stands else expected.verdict)
+            assert scene.step_state(step) == expected.then
+            if stands or verdict(answer) != "sent":
+                assert scene.everything == before
+            if isinstance(answer, ledger.Sent):
+                made_due = state == StepState.AWAITING
+                assert (answer.hint.step if answer.hint else None) == (STEP if made_due else None)
+                if made_due:
+                    looked_at_ms = store.redis.zscore(keys.pending(), f"acme {scene.message.execution_id} {STEP}")
+                    assert looked_at_ms == store.now_ms, "the hint may never be sent"
+                after = scene.everything
+                otherwise = replace(call, args=["no" if arg == "yes" else arg for arg in call.args])
+                for again in (call, otherwise):
+                    assert store.run(again) == ledger.Sent("yes", None)
+                assert scene.everything == after
+
+
+def test_a_child_that_ends_sends_its_parent_the_word(store: ClockedStore, subtests: pytest.Subtests) -> None:
+    for state, way in WAYS:
+        with subtests.test(state.value, way=getattr(way, "__name__", "")):
+            stand = stood(store, state, way)
+            parent, child = stand.scene, Scene(store)
+            stands = f"word:{NAME}" in parent.fields
+            child.accept(parent=(parent.message.execution_id, NAME))
+            hold, before = child.claim("prompt"), parent.everything[:2]
+            assert [store.run(finishing(hold)) for _ in range(2)] == ["finished", "done"]
+            assert parent.step_state(stand.hold.ref.step) == life.STEP["early word"][state].then
+            if state == StepState.OVER or stands:
+                assert parent.everything[:2] == before
+            else:
+                assert parent.fields[f"word:{NAME}"] == child.message.execution_id
+
+
+@pytest.mark.parametrize("tenant_id", ["acme", "globex"])
+def test_a_child_whose_parent_is_not_its_tenants_ends_and_writes_nothing_there(
+    store: ClockedStore, tenant_id: str
+) -> None:
+    parent, child = Scene(store), Scene(store)
+    parent.begin()
+    parent_id = parent.message.execution_id if tenant_id == "globex" else "gone"
+    child.message = child.message.model_copy(update={"tenant_id": tenant_id})
+    child.accept(parent=(parent_id, NAME))
+    before, hold = parent.fields, child.claim("prompt")
+    assert store.run(finishing(hold)) == "finished"
+    assert parent.fields == before
+    assert not store.redis.exists(keys.execution(tenant_id, parent_id))
+
+
 def test_time_and_who_looks_come_to_what_the_table_says(store: ClockedStore, subtests: pytest.Subtests) -> None:
     for state, way in WAYS:
-        with subtests.test(state, way=way):
+        with subtests.test(state.value, way=getattr(way, "__name__", "")):
             stand = stood(store, state, way)
             scene, step, expected = stand.scene, stand.hold.ref.step, life.STEP["look"][state]
             store.redis.delete(keys.pending())
@@ -355,16 +468,16 @@ def happens(scene: Scene, event: str, hold: Hold) -> str:
     """Have an event of the second table happen; return the answer."""
     tenant_id, execution_id = "acme", scene.message.execution_id
     calls: dict[str, Callable[[], Call[Any]]] = {
-        "accept": lambda: submission.store(scene.message, open_retention_s=RETENTION_S, max_queued=10),
-        "accept otherwise": lambda: submission.store(
-            scene.message.model_copy(update={"priority": 9}), open_retention_s=RETENTION_S, max_queued=10
-        ),
+        "accept": lambda: accepting(scene.message),
+        "accept otherwise": lambda: accepting(scene.message.model_copy(update={"priority": 9})),
         "claim": lambda: ledger.claim(
             scene.ref(OTHER if hold.ref.step == STEP else "prompt"), lease_s=LEASE_S, worker="w"
         ),
         "renew": lambda: ledger.renew([hold], lease_s=LEASE_S),
         "cancel": lambda: ledger.cancel(tenant_id, execution_id),
         "prioritise": lambda: ledger.prioritise(tenant_id, execution_id, wish=7),
+        "word": lambda: word(scene, hold),
+        "early word": lambda: word(scene, hold, early=True),
         "finish completed": lambda: finishing(hold),
         "finish failed": lambda: finishing(hold, "failed"),
         "finish cancelled": lambda: finishing(hold, "failed", cancelled=True),
@@ -391,14 +504,14 @@ def happens(scene: Scene, event: str, hold: Hold) -> str:
 @pytest.mark.parametrize("event", [event for event in life.EXECUTION if event != "retention passes"])
 def test_an_execution_lives_as_the_table_says(store: ClockedStore, subtests: pytest.Subtests, event: str) -> None:
     for state, way in EXECUTIONS.items():
-        with subtests.test(state):
+        with subtests.test(state.value):
             scene = Scene(store)
             hold = way(scene)
             assert scene.execution_state == state
             before, expected = scene.everything, life.EXECUTION[event][state]
             answer = happens(scene, event, hold)
             if expected.verdict == "refused":
-                assert answer in ledger.REFUSALS | {"lost"}
+                assert answer in ledger.REFUSALS | {"lost", "nobody"}
                 assert scene.everything == before
             else:
                 assert answer == expected.verdict
@@ -409,18 +522,20 @@ def test_an_execution_lives_as_the_table_says(store: ClockedStore, subtests: pyt
                 assert 0 < store.redis.ttl(keys.execution("acme", scene.message.execution_id)) <= RETENTION_S
 
 
-@pytest.mark.parametrize("event", ["cancel", "prioritise"])
+@pytest.mark.parametrize("event", ["cancel", "prioritise", "word", "early word"])
 def test_another_tenants_caller_finds_nothing(store: ClockedStore, subtests: pytest.Subtests, event: str) -> None:
     for state, way in EXECUTIONS.items():
-        with subtests.test(state):
+        with subtests.test(state.value):
             scene = Scene(store)
-            way(scene)
+            hold = way(scene)
             before, execution_id = scene.everything, scene.message.execution_id
-            call: Call[Any] = (
-                ledger.cancel("globex", execution_id)
-                if event == "cancel"
-                else ledger.prioritise("globex", execution_id, wish=9)
-            )
+            calls: dict[str, Call[Any]] = {
+                "cancel": ledger.cancel("globex", execution_id),
+                "prioritise": ledger.prioritise("globex", execution_id, wish=9),
+                "word": word(scene, replace(hold, ref=replace(hold.ref, tenant_id="globex"))),
+                "early word": word(scene, replace(hold, ref=replace(hold.ref, tenant_id="globex")), early=True),
+            }
+            call = calls[event]
             for tenant_id in ("globex", "acme"):
                 with pytest.raises(NotFound):
                     store.run(replace(call, keys=[key.replace("globex", tenant_id) for key in call.keys]))
@@ -429,6 +544,7 @@ def test_another_tenants_caller_finds_nothing(store: ClockedStore, subtests: pyt
 
 def test_every_row_of_the_tables_is_driven() -> None:
     stale = {"stale write", "stale renew", "stale tell"}
-    assert set(life.STEP) == {"claim", "claim again", "renew", "tell", *WRITES, *stale, "time passes", "look"}
+    words = {"word", "early word"}
+    assert set(life.STEP) == {"claim", "claim again", "renew", "tell", *WRITES, *stale, *words, "time passes", "look"}
     assert {state for state, _ in WAYS} == set(StepState)
     assert set(EXECUTIONS) == set(ExecutionState)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent_exec import keys
+from agent_exec.broker import fair_queue
+from agent_exec.contract.approval import word_for
 from agent_exec.contract.event import Frame
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import Claimed
 from agent_exec.settings import Settings
 from agent_exec.store import Store
 from notifier import connection, notifier
@@ -325,6 +329,30 @@ async def test_an_approval_that_nobody_waits_for_is_answered(
         await until(lambda: len(orchestrator.results()) == 2)
     assert [result["code"] for result in orchestrator.results()] == ["not_awaiting_approval", "not_found"]
     assert orchestrator.results()[0]["tool_call_id"] == "call_1"
+
+
+async def test_an_approval_is_resolved_and_the_call_goes_on_at_once(
+    orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
+) -> None:
+    hold = await work.begin()
+    await async_store.run(ledger.wait(hold, due_in_s=3_600, events=[], awaits=word_for("call_1")))
+    before = (await async_store.run(fair_queue.depths()))["agent_execution"].waiting
+    command = {
+        "command": "resolve_approval",
+        "execution_id": hold.ref.execution_id,
+        "tool_call_id": "call_1",
+        "reason": "Not today.",
+    }
+    async with notifying():
+        for approved in (False, False, True):
+            await orchestrator.say({**command, "approved": approved})
+        await until(lambda: len(orchestrator.results()) == 3)
+    assert [result.get("code") for result in orchestrator.results()] == [None, None, "already_resolved"]
+    assert {result["tool_call_id"] for result in orchestrator.results()} == {"call_1"}
+    assert (await async_store.run(fair_queue.depths()))["agent_execution"].waiting == before + 1
+    claimed = await async_store.run(ledger.claim(hold.ref, lease_s=5, worker="w"))
+    assert isinstance(claimed, Claimed)
+    assert json.loads(claimed.word or "") == {"approved": False, "reason": "Not today."}
 
 
 @pytest.mark.usefixtures("manners")

@@ -6,7 +6,7 @@ import pytest
 
 from providers.catalog import Providers
 from providers.provider import Provider
-from tests.providers.wire_server import WireServer, settings_at, wire_server
+from tests.providers.wire_server import TENANT, WireServer, settings_at, wire_server
 
 
 @pytest.fixture
@@ -36,5 +36,5 @@ async def providers(name: str, wire: WireServer, limits: dict[str, float]) -> As
 
 
 @pytest.fixture
-def provider(providers: Providers, name: str) -> Provider:
-    return providers.named(name)
+async def provider(providers: Providers, name: str) -> Provider:
+    return await providers.named(name, tenant_id=TENANT)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from agent_exec.contract.completion import ChatMessage, CompletionRequest
-from agent_exec.contract.tool import ToolCall, ToolDefinition
+from agent_exec.contract.completion import ChatMessage
+from agent_exec.contract.tool import ToolCall
 from agent_exec.errors import (
     ContentFiltered,
     ContextTooLong,
@@ -29,8 +28,22 @@ from agent_exec.errors import (
 from providers import chat_provider, chat_stream
 from providers.catalog import Providers
 from providers.provider import Delta, Finished, Provider, Text
+from tests.providers.asking import (
+    DONE,
+    LEFT_S,
+    SOME,
+    WEATHER,
+    answering,
+    ask,
+    cancelled,
+    failure,
+    read,
+    request,
+    said,
+)
 from tests.providers.wire_server import (
     KEY,
+    TENANT,
     Exchange,
     WireServer,
     chunk,
@@ -41,56 +54,7 @@ from tests.providers.wire_server import (
     usage,
 )
 
-DONE = b"data: [DONE]\n\n"
-SOME = event(chunk({"content": "some"}))
-WEATHER = ToolDefinition(name="get_weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}})
-#: How soon the server has to see that a stream was left.
-LEFT_S = 1.0
-
 Send = Callable[[bytes], asyncio.Event]
-
-
-def request(**fields: Any) -> CompletionRequest:
-    messages = [ChatMessage(role="user", content="Weather in Lima?")]
-    return CompletionRequest(**{"provider": "openai", "model": "gpt-4o", "messages": messages, **fields})
-
-
-async def ask(provider: Provider, asked: CompletionRequest | None = None) -> list[Delta]:
-    async with provider.stream(asked or request()) as deltas:
-        return [delta async for delta in deltas]
-
-
-async def read(provider: Provider, take: Callable[[Delta], object]) -> None:
-    async with provider.stream(request()) as deltas:
-        async for delta in deltas:
-            if (taking := take(delta)) is not None:
-                await taking  # type: ignore[misc]
-
-
-def said(deltas: list[Delta]) -> str:
-    return "".join(delta.text for delta in deltas if isinstance(delta, Text))
-
-
-def answering(octets: bytes, **head: Any) -> Callable[[Exchange], Awaitable[None]]:
-    async def answer(exchange: Exchange) -> None:
-        await exchange.whole(octets, **head)
-
-    return answer
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def failure(provider: Provider) -> ProviderError:
-    with pytest.raises(ProviderError) as caught:
-        await ask(provider)
-    error = caught.value
-    assert error.provider == provider.name
-    assert KEY not in "".join(traceback.format_exception(error))
-    return error
 
 
 class TestAnswers:
@@ -353,7 +317,7 @@ class TestBrokenStreams:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             providers = Providers(settings_at(f"http://127.0.0.1:{closed.getsockname()[1]}", name=name))
-            error = await failure(providers.named(name))
+            error = await failure(await providers.named(name, tenant_id=TENANT))
         assert type(error) is ProviderUnreachable
         assert "ConnectionRefusedError" in str(error)
         await providers.aclose()
@@ -361,7 +325,7 @@ class TestBrokenStreams:
     @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:1"])
     async def test_an_address_that_is_none(self, name: str, url: str) -> None:
         providers = Providers(settings_at(url, name=name))
-        assert type(await failure(providers.named(name))) is ProviderBadRequest
+        assert type(await failure(await providers.named(name, tenant_id=TENANT))) is ProviderBadRequest
         await providers.aclose()
 
     async def test_an_answer_too_long_is_cut(
@@ -397,7 +361,7 @@ class TestTimeouts:
                 waiting.connect_ex(deaf.getsockname())
             url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
             providers = Providers(settings_at(url, name=name, provider_connect_timeout_s=0.2))
-            assert type(await failure(providers.named(name))) is ProviderTimeout
+            assert type(await failure(await providers.named(name, tenant_id=TENANT))) is ProviderTimeout
             await providers.aclose()
             for waiting in queue:
                 waiting.close()
@@ -416,7 +380,7 @@ class TestTimeouts:
         wire.answer = answer
         error = await failure(provider)
         assert type(error) is ProviderTimeout
-        assert "nothing came for 0.2 s" in str(error)
+        assert "no token came for 0.2 s" in str(error)
         await asyncio.wait_for(left.wait(), LEFT_S)
         assert len(wire.calls) == 1
 
@@ -429,7 +393,7 @@ class TestTimeouts:
 
         wire.answer = answer
         deltas: list[Delta] = []
-        with pytest.raises(ProviderTimeout, match=r"nothing came for 0\.2 s"):
+        with pytest.raises(ProviderTimeout, match=r"no token came for 0\.2 s"):
             await read(provider, deltas.append)
         assert said(deltas) == "some"
 
@@ -567,9 +531,9 @@ class TestLeaving:
 
         wire.answer = answer
         with pytest.raises(ProviderUnreachable):
-            await read(providers.named(name), lambda _: providers.aclose())
+            await read(await providers.named(name, tenant_id=TENANT), lambda _: providers.aclose())
         with pytest.raises(ProviderUnreachable):
-            await ask(providers.named(name))
+            await ask(await providers.named(name, tenant_id=TENANT))
 
     @pytest.mark.parametrize("octets", [b"", b": head\n\n", SOME], ids=["no head", "no delta", "a delta"])
     async def test_closing_the_provider_ends_a_wait(
@@ -585,7 +549,8 @@ class TestLeaving:
             await exchange.left()
 
         wire.answer = answer
-        waiting = asyncio.create_task(read(providers.named(name), lambda _: came.set()))
+        provider = await providers.named(name, tenant_id=TENANT)
+        waiting = asyncio.create_task(read(provider, lambda _: came.set()))
         await (came if octets == SOME else arrived).wait()
         await asyncio.sleep(0)  # the reader asks for more
         await providers.aclose()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from agent_exec.contract.completion import Usage
 from agent_exec.errors import (
@@ -35,7 +36,7 @@ def stream(**options: Any) -> ChatStream:
     return ChatStream(
         model="gpt-4o",
         prompt_chars=options.pop("prompt_chars", 40),
-        failures=Failures("openai", kinds=TRANSPORT_KINDS, secret=KEY),
+        failures=Failures("openai", kinds=TRANSPORT_KINDS, secret=SecretStr(KEY)),
         tariff=options.pop("tariff", TARIFF),
         new_id=lambda: f"made_{next(ids)}",
     )

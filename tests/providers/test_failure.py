@@ -8,6 +8,7 @@ import httpx
 import httpx2
 import openai
 import pytest
+from pydantic import SecretStr
 
 import providers.groq
 import providers.openai
@@ -27,7 +28,7 @@ from agent_exec.errors import (
 from providers.failure import TRANSPORT_KINDS, Failures, Kinds, kind_of, read_complaint, retry_after_s
 from tests.providers.wire_server import KEY
 
-FAILURES = Failures("openai", kinds=TRANSPORT_KINDS, secret=KEY)
+FAILURES = Failures("openai", kinds=TRANSPORT_KINDS, secret=SecretStr(KEY))
 
 #: Of parts of the SDK that no completion passes through.
 NOT_OF_COMPLETIONS = {
@@ -157,7 +158,7 @@ def test_no_key_in_a_message(said: str) -> None:
 
 
 def test_a_key_that_is_none_hides_no_words() -> None:
-    failures = Failures("local", kinds=TRANSPORT_KINDS, secret="none")
+    failures = Failures("local", kinds=TRANSPORT_KINDS, secret=SecretStr("none"))
     assert "none here" in str(failures.of_answer("none here", status=404))
 
 

@@ -18,6 +18,8 @@ from agent_exec.settings import Settings
 
 #: The key that every provider of these tests has; no message may hold it.
 KEY = "sk-CANARY0123456789abcdef"
+#: Who asks, where it does not matter.
+TENANT = "acme"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Exchange:
     async def end(self) -> None:
         """End the body; the connection stays for the next call."""
         await self.raw(b"0\r\n\r\n")
+
+    async def rest(self, octets: bytes) -> None:
+        """Send the last of the body, and end it."""
+        await self.send(octets)
+        await self.end()
 
     async def whole(self, octets: bytes, **head: Any) -> None:
         """Send a whole answer."""
@@ -198,7 +205,7 @@ def tool_turn(id: str = "call_1") -> bytes:
     return b"".join(map(event, chunks)) + b"data: [DONE]\n\n"
 
 
-def settings_at(url: str, *, name: str, **limits: float) -> Settings:
+def settings_at(url: str, *, name: str, **limits: Any) -> Settings:
     """Return settings with the one provider `name`, at `url`."""
     fields: dict[str, Any] = {"openai_api_key": None, "groq_api_key": None, "providers": {}, **limits}
     match name:

@@ -331,3 +331,29 @@ async def test_speaks_at_a_believable_pace() -> None:
     assert arrivals_s[0] >= llm.FIRST_TOKEN_S * (1 - llm.JITTER)
     tokens = len(arrivals_s) - 3
     assert arrivals_s[-1] - arrivals_s[0] >= tokens * llm.TOKEN_S * (1 - llm.JITTER)
+
+
+async def test_goes_wrong_as_ordered(openai_client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
+    faults = [{"status": 429, "retry_after_s": 2}, {"cut_after_tokens": 3}, {"status": 503, "times": None}]
+    assert (await http.put("/openai/faults", json=faults)).status_code == 204
+    request = {"model": "sandbox-1", "messages": asked("Write 50 words about work.")}
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        await streamed(openai_client, **request)
+    text, _, finish, _ = await streamed(openai_client, **request)
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError):
+            await streamed(openai_client, **request)
+    assert (await http.put("/openai/faults", json=[])).status_code == 204
+    whole, *_ = await streamed(openai_client, **request)
+
+    assert refused.value.response.headers["retry-after"] == "2"
+    assert finish is None
+    assert text
+    assert whole.startswith(text)
+    assert len(text.split()) < 5 < len(whole.split())
+
+
+async def test_faults_that_cannot_be_are_refused(http: httpx.AsyncClient) -> None:
+    for order in ("{", '[{"status": 99}]', '[{"color": "red"}]'):
+        assert (await http.put("/openai/faults", content=order)).status_code == 400

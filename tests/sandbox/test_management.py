@@ -19,6 +19,7 @@ async def test_knows_three_tenants(http: httpx.AsyncClient, tenant_id: str, plan
     ("tenant_id", "agent_id", "agent_type", "provider"),
     [
         ("acme", "desk", "interactive", "openai"),
+        ("acme", "editor", "interactive", "openai"),
         ("acme", "extractor", "workflow", "openai"),
         ("globex", "researcher", "workflow", "groq"),
         ("initech", "summariser", "batch", "openai"),

@@ -223,3 +223,18 @@ async def test_searches_and_embeds_on_our_behalf(base_url: str, http: httpx.Asyn
     assert likeness[1] > likeness[2]
     assert wrong.status_code == 400
     assert unauthorized.status_code == 401
+
+
+async def test_plays_an_operation_that_takes_long(http: httpx.AsyncClient) -> None:
+    texts = {"tenant_id": "acme", "execution_id": ONE, "texts": ["laptops"]}
+    query = {"tenant_id": "acme", "agent_id": "desk", "execution_id": ONE, "query": "laptops", "top_k": 1}
+    await http.post("/orchestrator/_mode", json={"under_way": 1})
+
+    answers = [
+        await http.post(f"/orchestrator/v1/operations/{name}", json=asked, headers={"Idempotency-Key": name})
+        for name, asked in (("embedding", texts), ("query", query), ("embedding", texts), ("query", query))
+    ]
+
+    assert [answer.status_code for answer in answers] == [202, 202, 200, 200]
+    assert answers[0].headers["retry-after"] == "1"
+    assert (await http.get("/orchestrator/operations")).json() == {"embedding": 2, "query": 2}

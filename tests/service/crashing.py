@@ -13,7 +13,6 @@ seen its reply.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -34,7 +33,7 @@ ROOT = Path(__file__).parent.parent.parent
 #: Every script, by the digest that its calls bear.
 SCRIPTS = {
     Script.load(path).sha: f"{path.parent.parent.name}.{path.stem}"
-    for package in ("agent_exec", "notifier")
+    for package in ("agent_exec", "notifier", "providers")
     for path in (ROOT / package).rglob("lua/*.lua")
     if not path.name.startswith("_")
 }
@@ -172,19 +171,22 @@ def _kind(delivery: str) -> str:
 
 
 def _watch_providers(point: Point) -> None:
-    from providers.chat_provider import ChatProvider
+    from providers.chat_provider import ChatCall
 
-    ask = ChatProvider.stream
+    enter, leave = ChatCall.__aenter__, ChatCall.__aexit__
 
-    @contextlib.asynccontextmanager
-    async def stream(self: ChatProvider, request: Any) -> Any:
+    async def entered(self: ChatCall) -> Any:
         point.at("before", "provider.stream")
-        async with ask(self, request) as deltas:
-            point.at("after", "provider.head")
-            yield deltas
-        point.at("after", "provider.stream")
+        deltas = await enter(self)
+        point.at("after", "provider.head")
+        return deltas
 
-    ChatProvider.stream = stream  # type: ignore[assignment,method-assign]
+    async def left(self: ChatCall, *error: Any) -> None:
+        await leave(self, *error)
+        if error[0] is None:
+            point.at("after", "provider.stream")
+
+    ChatCall.__aenter__, ChatCall.__aexit__ = entered, left  # type: ignore[method-assign]
 
 
 def _watch_neighbours(point: Point) -> None:

@@ -6,7 +6,6 @@ the provider is asked; every other one is answered as ever. `TESTS_CLOCK_OFF_S` 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
@@ -18,7 +17,7 @@ _time, _time_ns = time.time, time.time_ns
 time.time = lambda: _time() + OFF_S
 time.time_ns = lambda: _time_ns() + int(OFF_S * 1e9)
 
-from providers.chat_provider import ChatProvider  # noqa: E402 the clock is set before anybody reads it
+from providers.chat_provider import ChatCall  # noqa: E402 the clock is set before anybody reads it
 from tasks.celery import app  # noqa: E402
 
 __all__ = ["app"]
@@ -54,16 +53,14 @@ FAULTS: dict[str, Callable[[], None]] = {
     "EAT": _eat_memory,
 }
 
-_stream = ChatProvider.stream
+_enter = ChatCall.__aenter__
 
 
-@contextlib.asynccontextmanager
-async def _faulty(self: ChatProvider, request: Any) -> Any:
-    word = str(request.messages[-1].content).partition(" ")[0]
+async def _faulty(self: ChatCall) -> Any:
+    word = str(self._request.messages[-1].content).partition(" ")[0]
     if word in FAULTS:
         FAULTS[word]()
-    async with _stream(self, request) as deltas:
-        yield deltas
+    return await _enter(self)
 
 
-ChatProvider.stream = _faulty  # type: ignore[assignment,method-assign]
+ChatCall.__aenter__ = _faulty  # type: ignore[method-assign]

@@ -23,8 +23,13 @@ def run(service: Service, tenant_id: str, **request: Any) -> FinalResponse:
     [
         ("acme", {"agent_id": "nobody"}, "agent_not_found", "Agent 'nobody'.*check the id"),
         ("nowhere", {}, "tenant_not_found", "Tenant 'nowhere'.*create it"),
-        ("acme", {"agent_config": {"model": "no-such-model"}}, "model_not_found", "model"),
-        ("acme", {"agent_config": {"provider": "mistral"}}, "provider_not_configured", "AGENT_EXEC_PROVIDERS"),
+        ("acme", {"agent_config": {"model": "no-such-model", "fallbacks": []}}, "model_not_found", "model"),
+        (
+            "acme",
+            {"agent_config": {"provider": "mistral", "fallbacks": []}},
+            "provider_not_configured",
+            "AGENT_EXEC_PROVIDERS",
+        ),
         ("acme", {"agent_config": {"system_prompt": "{{ missing }}"}}, "prompt_invalid", "'missing' is undefined"),
         ("acme", {"agent_config": {"tools": ["teleport"]}}, "prompt_invalid", "does not offer teleport"),
         ("acme", {"deadline_s": 0.000_001}, "timed_out", "deadline"),
@@ -43,7 +48,7 @@ def test_a_missing_key_names_the_variable(service: Service) -> None:
     keyless = service.apart(7, OPENAI_API_KEY="")
     try:
         keyless.worker("keyless")
-        final = run(keyless, "acme")
+        final = run(keyless, "acme", agent_config={"fallbacks": []})
     finally:
         keyless.stop()
     assert final.error is not None

@@ -49,6 +49,10 @@ NO_BOUNDARY = {
     "broker.release": "as broker.requeue",
     "agent_exec.info": "reads",
     "agent_exec.writable": "a probe",
+    "agent_exec.edition": "reads",
+    "agent_exec.invalidate": "a command; who gets no answer says it again",
+    "ledger.send_word": "a command; said again it is answered with the word that stands",
+    "spending.usage": "reads",
     "notifier.left": "reads",
     "notifier.tenant_of": "reads",
     "notifier.replay": "a command; who gets no answer says it again",
@@ -84,6 +88,7 @@ ROWS = [
     Row("told", "ledger.claim:prompt"),
     Row("told", "broker.set_share"),
     Row("told", "ledger.note_tenant"),
+    Row("told", "spending.note_limit"),
     Row("told", "ledger.record:prompt"),
     Row("told", "broker.push:operation"),
     Row("told", "broker.ack:prompt"),
@@ -91,9 +96,14 @@ ROWS = [
     Row("told", "ledger.record:operation"),
     Row("told", "broker.push:completion"),
     Row("told", "ledger.claim:completion"),
+    Row("told", "spending.reserve:completion"),
+    Row("told", "providers.admit:completion"),
     Row("told", "ledger.tell:completion"),
     Row("told", "provider.stream", after=1),  # F02
     Row("told", "provider.head", before=None, after=1),  # F01
+    Row("told", "providers.answered", before=1, after=1),
+    Row("told", "providers.settle:completion", before=1, after=1),
+    Row("told", "spending.settle:completion", before=1, after=1),
     Row("told", "ledger.record:completion", before=1),  # F02, F03
     Row("told", "broker.push:tool_call"),
     Row("told", "broker.ack:completion"),  # F04
@@ -112,6 +122,11 @@ ROWS = [
     # The worker is asked to stop while a tool runs, and has no time.
     Row("handed back", "ledger.release:tool_call"),
     Row("handed back", "broker.ack:tool_call"),
+    # A tool that may be run once: what was not sent for certain is sent, all else is in doubt.
+    Row("with an effect", "ledger.claim:tool_call"),
+    Row("with an effect", "ledger.mark:tool_call"),
+    Row("with an effect", "tool_registry.post"),
+    Row("with an effect", "ledger.join:tool_call"),
     # A tool that takes its time, and heartbeats meanwhile.
     Row("slow", "ledger.renew"),
     Row("slow", "broker.renew"),
@@ -224,8 +239,12 @@ class Stage:
 
     def tool_runs(self, message: Message) -> bool:
         """Say whether a tool was asked for."""
-        calls = self._journal("/registry/journal")["calls"]
-        return any(call["execution_id"] == message.execution_id for call in calls)
+        return any(call["execution_id"] == message.execution_id for call in self.tool_requests())
+
+    def tool_requests(self) -> list[dict[str, Any]]:
+        """Return all requests to run a tool."""
+        calls: list[dict[str, Any]] = self._journal("/registry/journal")["calls"]
+        return calls
 
     def _journal(self, path: str) -> dict[str, Any]:
         with self.service.neighbours() as http:
@@ -318,6 +337,24 @@ def handed_back(stage: Stage, point: str, repeated: int) -> None:
     stage.died(worker, point)
     stage.go_on()
     as_if_nothing_had_happened(stage, message, calls=2 + repeated, tools=1)
+
+
+def with_an_effect(stage: Stage, point: str, repeated: int) -> None:
+    message = a_message(
+        "Please send a note to ann saying hello.",
+        tenant_id="acme",
+        agent_id="desk",
+        agent_config={"tools": ["send_note"]},
+    )
+    stage.client.submit(message)
+    stage.died(stage.worker_dies(point), point)
+    stage.go_on()
+    if point in ("after:ledger.mark:tool_call", "before:tool_registry.post"):
+        is_in_doubt(stage, message, effects=0)
+    elif point in ("after:tool_registry.post", "before:ledger.join:tool_call"):
+        is_in_doubt(stage, message, effects=1)
+    else:
+        as_if_nothing_had_happened(stage, message, calls=2 + repeated, tools=1)
 
 
 def slow(stage: Stage, point: str, repeated: int) -> None:
@@ -452,6 +489,7 @@ STORIES: dict[str, Callable[[Stage, str, int], None]] = {
         told,
         refused_by_the_provider,
         handed_back,
+        with_an_effect,
         slow,
         cancelled,
         newer,
@@ -483,6 +521,18 @@ def as_if_nothing_had_happened(stage: Stage, message: Message, *, calls: int, to
     assert list(stage.tools(message).values()) == [1] * tools
     assert stage.asked(message) == calls
     assert (final.turns, len(final.tool_calls)) == (2, tools)
+
+
+def is_in_doubt(stage: Stage, message: Message, *, effects: int) -> None:
+    """The tool was run so often, or never; the model was told that nobody knows, and has answered."""
+    final = stage.over(message)
+    assert final.status == "completed", final.error
+    [call] = final.tool_calls
+    assert call.error is not None
+    assert call.error.code == "in_doubt"
+    assert list(stage.tools(message).values()) == [1] * effects
+    assert sum(run["execution_id"] == message.execution_id for run in stage.tool_requests()) == effects
+    in_order(list(stage.client.events(message.tenant_id, message.execution_id)), EventName.COMPLETED)
 
 
 def is_cancelled(stage: Stage, message: Message) -> None:

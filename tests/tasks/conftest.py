@@ -21,6 +21,7 @@ from agent_exec.ledger.ledger import StepRef
 from agent_exec.ledger.record import ExecutionRecord
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import Store
+from providers.gate import Gate
 from tasks.attempt import run_step
 from tasks.leases import Leases
 from tasks.neighbours.http import Neighbour
@@ -59,6 +60,7 @@ class Bench:
             leases=self.leases,
             quarantine=self.quarantine,
             worker="w",
+            gate=Gate(self.store, probe_lease_s=5.0),
             **self.others,
         )
 

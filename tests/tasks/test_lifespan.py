@@ -32,7 +32,7 @@ def environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_leases_are_kept_until_the_worker_has_waited_long_enough() -> None:
     message = submission.message_of(ExecutionRequest(agent_id="desk", query="6 * 7?"), tenant_id="acme")
     async with lifespan(None) as resources:
-        assert resources.providers.named("openai").name == "openai"
+        assert (await resources.providers.named("openai", tenant_id="acme")).name == "openai"
         await resources.store.run(submission.store(message, open_retention_s=3_600, max_queued=10))
         claim = await resources.store.run(
             ledger.claim(StepRef("acme", message.execution_id, "prompt"), lease_s=0.2, worker=resources.worker)

@@ -9,18 +9,20 @@ import socket
 import pytest
 from aiohttp import web
 
-from agent_exec.contract.operation import Embedding, Query
+from agent_exec.configuration import Edition
+from agent_exec.contract.operation import Embedding, EmbeddingResult, Query, QueryResult
 from agent_exec.contract.tool import ToolError, ToolExecution, ToolResult
 from agent_exec.errors import AgentNotFound, NeighbourRefused, NeighbourUnavailable, TenantNotFound
 from tasks.neighbours import http, management, registry
 from tasks.neighbours.http import MAX_ANSWER_BYTES, Neighbour
 from tasks.neighbours.management import AgentManagement
-from tasks.neighbours.orchestrator import Orchestrator
+from tasks.neighbours.orchestrator import ASK_AGAIN_S, Orchestrator, UnderWay
 from tasks.neighbours.registry import ToolRegistry
 from tests.tasks.conftest import Handler, Played, drops, hangs, saying, text
 
 AGENT = {"agent_id": "desk", "provider": "openai", "model": "sandbox-1"}
 EXECUTION_ID = "6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"
+EMBEDDING = Embedding(tenant_id="acme", execution_id=EXECUTION_ID, texts=["x"])
 
 
 async def test_a_request_carries_our_token_and_the_base_path(played: Played, neighbour: Neighbour) -> None:
@@ -55,6 +57,42 @@ async def test_the_pause_that_is_asked_for_is_told(
     with pytest.raises(NeighbourUnavailable) as unavailable:
         await neighbour.ask("GET", "/v1/x")
     assert unavailable.value.retry_after_s == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "unheard"),
+    [(saying({}, status=429), True), (saying({}, status=503), False), (drops, False), (hangs, False)],
+)
+async def test_what_was_turned_away_did_nothing_and_all_else_may_have(
+    played: Played, neighbour: Neighbour, answer: Handler, unheard: bool
+) -> None:
+    played.answers = [answer]
+    with pytest.raises(NeighbourUnavailable) as unavailable:
+        await neighbour.ask("POST", "/v1/x")
+    assert unavailable.value.unheard is unheard
+
+
+async def test_what_found_no_connection_did_nothing(unused_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.2)
+    with socket.socket() as full:  # a host that answers no connection: its queue is full, and nobody takes from it
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        with socket.create_connection(address), socket.socket() as second:
+            second.setblocking(False)
+            second.connect_ex(address)
+            for port in (unused_port, address[1]):
+                async with Neighbour("Tool Registry", f"http://127.0.0.1:{port}", token="", timeout_s=5) as neighbour:
+                    with pytest.raises(NeighbourUnavailable, match="cannot be reached") as unavailable:
+                        await neighbour.ask("POST", "/v1/x")
+                    assert unavailable.value.unheard
+
+
+async def test_no_cookie_goes_from_one_tenants_request_into_anothers(played: Played, neighbour: Neighbour) -> None:
+    played.answers = [saying({}, Set_Cookie="session=acme; Path=/")]
+    for _ in range(2):
+        await neighbour.ask("GET", "/v1/x")
+    assert not any("Cookie" in asked.headers for asked in played.requests)
 
 
 async def test_nobody_at_the_address(unused_port: int) -> None:
@@ -129,9 +167,9 @@ async def test_within_its_time_a_configuration_is_not_asked_for(played: Played, 
     assert len(played.requests) == 1
     await agents.agent("globex", "desk")
     assert len(played.requests) == 2, "no entry serves two tenants"
-    agents.forget()
-    await agents.agent("acme", "desk")
-    assert len(played.requests) == 3
+    for _ in range(2):
+        await agents.agent("acme", "desk", edition=Edition(agent="changed"))
+    assert len(played.requests) == 3, "what was voided is asked for anew, once"
 
 
 async def test_what_agent_management_does_not_know_is_an_error_that_says_what_to_do(
@@ -154,7 +192,7 @@ async def test_an_answer_that_is_no_use_is_refused(played: Played, neighbour: Ne
         await ToolRegistry(neighbour, ttl_s=60).tools("acme", "desk")
     with pytest.raises(NeighbourRefused):
         await Orchestrator(neighbour).query(
-            Query(tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, query="x", top_k=1)
+            Query(tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, query="x", top_k=1), idempotency_key="k"
         )
 
 
@@ -164,6 +202,28 @@ async def test_tools_are_listed_and_cached(played: Played, neighbour: Neighbour)
     for _ in range(2):
         [tool] = await tools.tools("acme", "desk")
     assert (tool.name, tool.effect, len(played.requests)) == ("clock", "effect", 1)
+    for _ in range(2):
+        await tools.tools("acme", "desk", edition=Edition(agent="changed"))
+    assert len(played.requests) == 2, "what was voided is asked for anew, once"
+
+
+async def test_what_a_tenant_is_shown_comes_from_no_other_tenants_question(
+    played: Played, neighbour: Neighbour
+) -> None:
+    """Fault B43: each tenant's own canary, whoever asked before, of the same agent."""
+
+    async def canary(request: web.Request) -> web.StreamResponse:
+        tenant_id = request.path.split("/")[4]
+        if request.path.endswith("/tools"):
+            return web.json_response({"tools": [{"name": "clock", "description": f"canary-{tenant_id}"}]})
+        return web.json_response(AGENT | {"system_prompt": f"canary-{tenant_id}"})
+
+    played.answers = [canary]
+    agents, tools = AgentManagement(neighbour, ttl_s=60), ToolRegistry(neighbour, ttl_s=60)
+    for tenant_id in ("acme", "globex", "acme", "globex"):
+        assert (await agents.agent(tenant_id, "desk")).system_prompt == f"canary-{tenant_id}"
+        assert [tool.description for tool in await tools.tools(tenant_id, "desk")] == [f"canary-{tenant_id}"]
+    assert len(played.requests) == 4
 
 
 async def test_what_is_cached_is_bounded_and_the_oldest_goes(
@@ -220,9 +280,25 @@ async def test_the_orchestrators_operations(played: Played, neighbour: Neighbour
         saying({"documents": [{"id": "d", "text": "t", "score": 0.5, "metadata": {}}]}),
         saying({"model": "e", "embeddings": [[0.5]]}),
     ]
-    found = await orchestrator.query(
-        Query(tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, query="x", top_k=1)
-    )
+    query = Query(tenant_id="acme", agent_id="desk", execution_id=EXECUTION_ID, query="x", top_k=1)
+    found = await orchestrator.query(query, idempotency_key="k1")
+    assert isinstance(found, QueryResult)
     assert found.documents[0].text == "t"
-    vectors = await orchestrator.embed(Embedding(tenant_id="acme", execution_id=EXECUTION_ID, texts=["x"]))
+    vectors = await orchestrator.embed(EMBEDDING, idempotency_key="k2")
+    assert isinstance(vectors, EmbeddingResult)
     assert vectors.embeddings == [[0.5]]
+    assert [asked.headers["Idempotency-Key"] for asked in played.requests] == ["k1", "k2"]
+
+
+@pytest.mark.parametrize(("header", "due_in_s"), [("7", 7.0), ("0", ASK_AGAIN_S), ("soon", ASK_AGAIN_S)])
+async def test_an_operation_that_is_under_way_says_when_to_ask_again(
+    played: Played, neighbour: Neighbour, header: str, due_in_s: float
+) -> None:
+    played.answers = [saying({}, status=202, Retry_After=header)]
+    assert await Orchestrator(neighbour).embed(EMBEDDING, idempotency_key="k") == UnderWay(due_in_s)
+
+
+async def test_a_vector_too_few_breaks_the_contract(played: Played, neighbour: Neighbour) -> None:
+    played.answers = [saying({"model": "e", "embeddings": []})]
+    with pytest.raises(NeighbourRefused, match="0 vectors for 1 texts"):
+        await Orchestrator(neighbour).embed(EMBEDDING, idempotency_key="k")

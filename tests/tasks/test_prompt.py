@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from agent_exec import keys
-from agent_exec.contract.agent import AgentConfig, Tenant
+from agent_exec.contract.agent import AgentConfig, ContextWindow, Tenant
 from tasks.journal import Journal, Snapshot
 from tasks.neighbours.http import Neighbour
 from tasks.neighbours.management import AgentManagement
 from tasks.neighbours.registry import ToolRegistry
+from tasks.neighbours.tools import Tools
 from tasks.prompt import prepare
 from tasks.shares import Shares
 from tests.tasks.conftest import Bench, Played, saying
@@ -35,7 +36,7 @@ async def desk(bench: Bench, neighbour: Neighbour) -> Bench:
     """The execution, whose neighbours are one played server."""
     bench.others |= {
         "management": AgentManagement(neighbour, ttl_s=0.0),
-        "registry": ToolRegistry(neighbour, ttl_s=0.0),
+        "tools": Tools(ToolRegistry(neighbour, ttl_s=0.0), {}),
         "shares": Shares(bench.store, keep_s=60),
     }
     return bench
@@ -143,6 +144,37 @@ async def test_a_tool_that_the_registry_does_not_offer_fails_the_execution(desk:
     code, message = await failed(desk)
     assert code == "prompt_invalid"
     assert "does not offer teleport, fly to agent 'desk'" in message
+
+
+@pytest.mark.parametrize("schema", [{"type": "string!"}, {"$ref": "http://127.0.0.1/schema"}, {"pattern": "("}])
+async def test_a_response_format_that_cannot_be_used_fails_before_anything_is_paid(
+    desk: Bench, played: Played, schema: dict[str, Any]
+) -> None:
+    played.answers = [saying(TENANT), saying({**AGENT, "response_format": schema})]
+    code, message = await failed(desk)
+    assert code == "prompt_invalid"
+    assert "The agent's response_format is no JSON Schema that can be used: " in message
+
+
+async def test_a_tool_choice_that_is_none_of_the_tools_fails_before_anything_is_paid(
+    desk: Bench, played: Played
+) -> None:
+    played.answers = [saying(TENANT), saying({**AGENT, "tools": ["clock"], "tool_choice": {"name": "weather"}})]
+    code, message = await failed(desk)
+    assert (code, "names 'weather', which is none of its tools" in message) == ("prompt_invalid", True)
+
+
+async def test_an_agent_that_may_call_no_tool_is_offered_none(desk: Bench, played: Played) -> None:
+    played.answers = [saying(TENANT), saying({**AGENT, "tools": ["clock"], "tool_choice": "none"})]
+    assert (await prepared(desk)).tools == []
+    assert len(played.requests) == 2
+
+
+async def test_a_part_of_the_context_policy_leaves_the_other(desk: Bench, played: Played) -> None:
+    played.answers = [saying(TENANT), saying({**AGENT, "context": {"policy": "summarise", "max_tokens": 4_000}})]
+    await desk.accept(agent_config={"context": {"max_tokens": 8_000}, "retrieval": {"enabled": False}})
+    assert (await prepared(desk)).config.context == ContextWindow(policy="summarise", max_tokens=8_000)
+    assert "operation.summary.1" in (await desk.record()).steps
 
 
 async def test_a_template_that_does_not_render_fails_the_execution(desk: Bench, played: Played) -> None:

@@ -316,16 +316,6 @@ async def test_a_step_that_is_late_before_it_begins_is_not_begun(bench: Bench) -
     assert final.error.code == "timed_out"
 
 
-async def test_an_answer_that_is_not_of_the_agents_form_fails_and_is_paid(bench: Bench) -> None:
-    config = SNAPSHOT.config.model_copy(update={"response_format": {"type": "object"}})
-    fixed = SNAPSHOT.model_copy(update={"config": config})
-    await bench.run("prompt", returning(Done(fixed.model_dump_json(), [], AskModel(1), snapshot=fixed)))
-    await bench.run("completion.1", returning(ANSWERED))
-    final = await bench.response()
-    assert final.error is not None
-    assert (final.error.code, final.output.text, final.usage.total_tokens) == ("output_invalid", "42", 3)
-
-
 async def test_retrieval_is_a_step_of_its_own(bench: Bench) -> None:
     await bench.run("prompt", returning(Done(SNAPSHOT.model_dump_json(), [], Retrieve(), snapshot=SNAPSHOT)))
     await bench.run("operation.query", returning(Done('{"documents":[]}', [], AskModel(1))))

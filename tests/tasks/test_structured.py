@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent_exec.errors import OutputInvalid
-from tasks.structured import MAX_FAULTS, faults, parse_structured
+from tasks.structured import MAX_FAULTS, Fits, Unfit, check_schema, faults, read_answer
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -19,14 +18,36 @@ SCHEMA: dict[str, Any] = {
 
 
 def test_an_answer_is_parsed_where_structure_is_asked_for() -> None:
-    assert parse_structured("any text", None) is None
-    assert parse_structured('{"city": "Lima"}', SCHEMA) == {"city": "Lima"}
+    assert read_answer("any text", None) == Fits(None)
+    assert read_answer('{"city": "Lima"}', SCHEMA) == Fits({"city": "Lima"})
 
 
-@pytest.mark.parametrize("text", ["Lima", "", '{"city": 1}', '{"city": "Lima", "extra": 1}', "[]"])
-def test_an_answer_of_another_form_is_an_error(text: str) -> None:
-    with pytest.raises(OutputInvalid, match="response_format"):
-        parse_structured(text, SCHEMA)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Lima",
+        "",
+        '{"city": 1}',
+        '{"city": "Lima", "extra": 1}',
+        "[]",
+        "NaN",
+        '{"city": "\\ud800"}',
+        "[" * 100_000,
+        "[" * 40 + "]" * 40,
+    ],
+)
+def test_an_answer_of_another_form_does_not_fit_and_says_why(text: str) -> None:
+    found = read_answer(text, SCHEMA)
+    assert isinstance(found, Unfit)
+    assert 1 <= len(found.faults) <= MAX_FAULTS
+    assert all(len(fault) < 500 for fault in found.faults)
+
+
+@pytest.mark.parametrize("schema", [{"type": "foo"}, {"$ref": "http://x/y"}, {"pattern": "("}, {"$ref": "#/nowhere"}])
+def test_a_schema_that_cannot_be_used_is_refused_in_one_line(schema: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\A.+\Z"):
+        check_schema(schema)
+    check_schema(SCHEMA)
 
 
 def test_faults_say_where_and_are_few() -> None:

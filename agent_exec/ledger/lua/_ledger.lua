@@ -2,14 +2,19 @@
 --   KEYS[1] execution  HASH    KEYS[2] streaming STREAM    KEYS[3] outbox ZSET
 --   KEYS[4] outbox wake LIST   KEYS[5] pending ZSET
 -- Fields of an execution: v, tenant, agent, task, global, message, digest, priority, wish, status, created_ms, started_ms,
--- finished_ms, cancel_ms, deadline_ms, sequence, notified, acked, response; and, for each step,
+-- finished_ms, cancel_ms, deadline_ms, sequence, notified, acked, response, parent (of a child: its parent's id, and the name of
+-- the word that tells of its end); and, for each step,
 --   step:<name>    JSON {state: queued|waiting|running|done, fence, lease_ms, attempts, retries, parent, worker,
---                  claim (what its claim called itself), due_ms (when it last waited), looks (hints sent again since its claim)}
+--                  claim (what its claim called itself), due_ms (when it last waited), looks (hints sent again since its claim),
+--                  note (what it said of itself when it last waited, or was marked), awaits (the word for which it waits now),
+--                  awaited (and for which it last did)}
 --   hold:<name>    the fence of the attempt that runs, only while it runs: what tell.lua, the busiest script, needs to know
 --   pieces:<name>  how many pieces of text the last attempt has streamed, until the step is done
 --   said:<name>    what was last told without a number, until the step is done
 --   result:<name>  JSON journaled by the step, once
+--   awaits:<name>, word:<name>   the step that awaits the word <name>, or did; and the word, once it was sent
 --   expected:<name>, joined:<name>   how many steps the step <name> waits for, and how many of them are done, until all are
+--   later:<name>   JSON list of those of them that were not created at once: each that is done creates the next one
 -- An execution keeps the version that it was accepted with. A newer one may add to this and mean other things by a result; what it
 -- keeps is enough to cancel, prioritise and look after the steps of an execution that only a newer release may run.
 local tenant, execution = ARGV[1], ARGV[2]

@@ -21,7 +21,10 @@ local function state_of(step, status, ends_at_ms, now)
   if step.state == 'done' then return 'done' end
   if is_over(status) then return 'over' end
   if step.state == 'running' and step.lease_ms <= now then return 'expired' end
-  if step.state == 'waiting' and math.min(step.due_ms, ends_at_ms) <= now then return 'due' end
+  if step.state == 'waiting' then
+    if math.min(step.due_ms, ends_at_ms) <= now then return 'due' end
+    return step.awaits and 'awaiting' or 'waiting'
+  end
   return step.state
 end
 

@@ -5,7 +5,8 @@
 --      8 priority by plan, JSON, 9 deadline in ms from now (0: none yet), 10 step, 11 event name, 12 event JSON, 13 look at the step again after ms,
 --      14 open retention in ms, 15 '' or the idempotency key's lifetime in ms, 16 at most so many queued executions,
 --      17 plan of a tenant that is not known yet, 18 version of the record, 19 the caller's wish for a priority,
---      20 so many entries of the outbox are looked at, 21 prefix of an execution's key
+--      20 so many entries of the outbox are looked at, 21 prefix of an execution's key,
+--      22 '' or the parent's id and the name of the word that tells it of the end
 -- Returns {accepted, execution id, priority} | {replayed, execution id, 0} | {mismatch, execution id, 0} | {full, execution id, queued}
 -- include: _state.lua
 -- include: _ledger.lua
@@ -39,6 +40,7 @@ local priority = cjson.decode(ARGV[8])[redis.call('HGET', KEYS[10], 'plan') or A
 redis.call('HSET', KEYS[1], 'v', ARGV[18], 'tenant', tenant, 'agent', ARGV[3], 'task', ARGV[4], 'global', ARGV[5],
   'message', ARGV[6], 'digest', digest, 'priority', priority,
   'wish', ARGV[19], 'status', 'pending', 'created_ms', now)
+if ARGV[22] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[22]) end
 local deadline_ms = tonumber(ARGV[9])
 if deadline_ms > 0 then redis.call('HSET', KEYS[1], 'deadline_ms', now + deadline_ms) end
 append(ARGV[11], ARGV[12], now)

@@ -4,10 +4,10 @@
 --      8 newest version of a record that is known, 9 how many fields of the execution are wanted (0: all but the steps' own), then
 --      their names
 -- Returns {gone} | {newer} | {over} | {done} | {busy} | {early} |
---         {claimed, now_ms, fence, attempt, retries, parent, fields of the execution and their values…}
+--         {claimed, now_ms, fence, attempt, retries, parent, note, the word that the step last awaited or nil, fields of the execution and their values…}
 -- include: _state.lua
 -- include: _ledger.lua
-local REFUSED = {absent = 'gone', over = 'over', done = 'done', running = 'busy', waiting = 'early'}
+local REFUSED = {absent = 'gone', over = 'over', done = 'done', running = 'busy', waiting = 'early', awaiting = 'early'}
 local step, now = ARGV[3], clock_ms()
 local found = standing(KEYS[1], tenant, step, now)
 if not found then return {'gone'} end
@@ -33,7 +33,9 @@ if found.status == 'pending' then
   redis.call('ZREM', KEYS[6], execution)
 end
 
-local reply = {'claimed', now, fields.fence, fields.attempts, fields.retries, fields.parent}
+local word = fields.awaited and redis.call('HGET', KEYS[1], 'word:' .. fields.awaited)
+local reply =
+  {'claimed', now, fields.fence, fields.attempts, fields.retries, fields.parent, fields.note or '', word or false}
 local function bring(name, value)
   reply[#reply + 1], reply[#reply + 2] = name, value
 end

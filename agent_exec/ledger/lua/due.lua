@@ -17,7 +17,7 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT'
   local fields, state = found and found.step, found and found.state
   if state == 'running' then
     redis.call('ZADD', KEYS[1], fields.lease_ms, entry)
-  elseif state == 'waiting' then
+  elseif state == 'waiting' or state == 'awaiting' then
     redis.call('ZADD', KEYS[1], math.min(fields.due_ms, found.ends_at_ms), entry)
   elseif not SENT[state] then
     redis.call('ZREM', KEYS[1], entry)

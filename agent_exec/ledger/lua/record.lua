@@ -2,7 +2,8 @@
 -- KEYS 1–5 as in _ledger.lua
 -- ARGV 1 tenant, 2 execution, 3 step, 4 fence, 5 result JSON, 6 parent of the next steps, 7 look at them again after ms,
 --      8 priority from here on, 9 deadline in ms after creation, '' to leave it, 10 the step that waits for all the next ones, or '',
---      11 number of next steps, then their names, then the number of events, then name and JSON each
+--      11 number of next steps, then their names, 12 '' or the JSON of the names of those that join.lua creates one by one, then
+--      the number of events, then name and JSON each
 -- Returns recorded | gone | over | fenced | done
 -- include: _state.lua
 -- include: _ledger.lua
@@ -19,7 +20,12 @@ if ARGV[9] ~= '' and redis.call('HEXISTS', KEYS[1], 'deadline_ms') == 0 then
   ends_at_ms = math.min(ends_at_ms, deadline_ms)
 end
 local count = tonumber(ARGV[11])
-append_all(12 + count, now)
+local later = ARGV[12 + count]
+append_all(13 + count, now)
 for index = 12, 11 + count do create_step(ARGV[index], ARGV[6], math.min(now + ARGV[7], ends_at_ms)) end
+if later ~= '' then
+  redis.call('HSET', KEYS[1], 'later:' .. ARGV[10], later)
+  count = count + #cjson.decode(later)
+end
 if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'expected:' .. ARGV[10], count) end
 return 'recorded'
