@@ -4,7 +4,7 @@
 
 args ?=
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-containers chaos check format bench lock clean
+.PHONY: help demo up test coverage test-containers chaos check format bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -15,7 +15,10 @@ demo: .venv/.installed ## run one execution with a tool call, its events and tok
 up: .venv/.installed ## the whole stack left running: shim on 8080, Flower on 5555; Ctrl-C stops it
 	@.venv/bin/python -m sandbox up $(args)
 
-test: .venv/.installed-dev ## the whole test suite, with the coverage gate
+test: .venv/.installed-dev ## the whole test suite
+	.venv/bin/python -m pytest -n 3 --dist loadfile $(args)
+
+coverage: .venv/.installed-dev ## the same, with the coverage gate: every process measured, and twice the time
 	.venv/bin/python -m pytest -n 3 --dist loadfile --cov $(args)
 
 chaos: .venv/.installed-dev ## the proof of the promise: the whole service under continuous faults, then its ledgers

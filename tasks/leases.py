@@ -52,6 +52,7 @@ class Leases:
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._running: set[_Running] = set()
+        self._is_handing_back = False
 
     @contextlib.asynccontextmanager
     async def keep(self, hold: Hold) -> AsyncIterator[None]:
@@ -67,6 +68,8 @@ class Leases:
         running = _Running(hold, task)
         self._running.add(running)
         before = task.cancelling()
+        if self._is_handing_back:
+            running.stop("handed back")
         try:
             yield
         except asyncio.CancelledError:
@@ -85,7 +88,8 @@ class Leases:
             self._running.discard(running)
 
     def hand_back(self) -> None:
-        """Stop every step that still runs, for another worker to begin anew."""
+        """Stop every step that still runs, and each that is about to, for another worker to begin anew."""
+        self._is_handing_back = True
         for one in self._running:
             one.stop("handed back")
 

@@ -388,7 +388,7 @@ def test_f09_a_cold_shutdown_hands_every_step_back_at_once(slow: Service) -> Non
 
         def handed_back() -> bool:
             steps = [store.run(ledger.look("acme", one)).steps["completion.1"] for one in ids]
-            return all('"state":"queued"' in step for step in steps)
+            return not any('"state":"running"' in step for step in steps)
 
         wait_until(handed_back, what="every lease of a minute to be released", within_s=5)
         wait_until(lambda: not leaving.running, what="the worker to end", within_s=CLOSING_S)

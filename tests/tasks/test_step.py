@@ -285,6 +285,14 @@ async def test_a_worker_that_stops_hands_its_steps_back(bench: Bench) -> None:
     assert again.attempt == 1
 
 
+async def test_a_step_that_is_claimed_as_its_worker_stops_is_handed_back_too(bench: Bench) -> None:
+    bench.leases.hand_back()
+    await asyncio.wait_for(bench.run("prompt", never), 5)
+    again = await bench.store.run(ledger.claim(bench.ref("prompt"), lease_s=1, worker="w2"))
+    assert isinstance(again, Claimed)
+    assert again.attempt == 1
+
+
 async def test_a_task_that_is_cancelled_and_stopped_at_once_ends_as_cancelled(bench: Bench) -> None:
     running = asyncio.create_task(bench.run("prompt", never))
     while '"state":"running"' not in (await bench.record()).steps["prompt"]:
