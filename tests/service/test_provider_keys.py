@@ -25,10 +25,10 @@ pytestmark = pytest.mark.timeout(180)
 DATABASE = 13
 LOGIN = ("operator", "secret")
 #: Not of any form by which logs know a key, so that nothing but our care keeps them out.
-ACME_KEY = "CANARYacme5d2f60c1e94b4a7f9e"
-SECOND_KEY = "CANARYacme8a01c7b3f25d4e6d1c"
-SERVICE_KEY = "CANARYservice0c9b8d7e6f5a4b3c"
-CHATTY_KEY = "CANARYchatty1f2e3d4c5b6a7988"
+ACME_KEY = "CANARYKEYacme5d2f60c1e94b4a7f9e"
+SECOND_KEY = "CANARYKEYacme8a01c7b3f25d4e6d1c"
+SERVICE_KEY = "CANARYKEYservice0c9b8d7e6f5a4b3c"
+CHATTY_KEY = "CANARYKEYchatty1f2e3d4c5b6a7988"
 
 
 class Chatty(BaseHTTPRequestHandler):
@@ -201,7 +201,7 @@ def test_a_tenant_s_key_is_used_for_it_alone_and_seen_nowhere(keyed: Keyed) -> N
     # Every write that was ever made, also of what is gone by now.
     shown += [path.read_text(errors="replace") for path in service.redis.directory.rglob("*.aof")]
     assert runs[0].execution_id in shown[-1]
-    found = [text[max(0, at - 200) : at + 60] for text in shown if (at := text.find("CANARY")) >= 0]
+    found = [text[max(0, at - 200) : at + 60] for text in shown if (at := text.find("CANARYKEY")) >= 0]
     assert found == []
 
 

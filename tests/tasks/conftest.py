@@ -43,6 +43,11 @@ class Bench:
     execution_id: str = ""
     others: dict[str, Any] = field(default_factory=dict)
 
+    def stops(self) -> None:
+        """The worker has to stop: its steps are handed back, and who does the next is another."""
+        self.leases.hand_back()
+        self.leases = Leases(self.store, lease_s=self.settings.lease_s, heartbeat_s=self.settings.heartbeat_s)
+
     async def accept(self, **request: Any) -> Message:
         """Accept an execution, and work on it from here on."""
         asked = ExecutionRequest.model_validate({"agent_id": "desk", "query": "6 * 7?", **request})
@@ -210,5 +215,5 @@ async def played() -> AsyncIterator[Played]:
 @pytest.fixture
 async def neighbour(played: Played) -> AsyncIterator[Neighbour]:
     """The connection to it."""
-    async with Neighbour("Tool Registry", played.url, token="secret", timeout_s=0.3) as opened:
+    async with Neighbour("Tool Registry", played.url, token="secret", timeout_s=1.0) as opened:
         yield opened

@@ -314,7 +314,7 @@ async def test_a_call_that_was_under_way_when_its_worker_stopped_is_repeated_unl
     desk: Bench, played: Played, effect: str
 ) -> None:
     async def stops_the_worker(request: web.Request) -> web.StreamResponse:
-        desk.leases.hand_back()
+        desk.stops()
         return await hangs(request)
 
     played.answers = [stops_the_worker, saying({"result": "grey"})]
@@ -495,7 +495,7 @@ async def test_an_approved_effect_that_was_under_way_is_in_doubt_and_not_asked_a
     desk: Bench, played: Played, unheard_first: bool
 ) -> None:
     async def stops_the_worker(request: web.Request) -> web.StreamResponse:
-        desk.leases.hand_back()
+        desk.stops()
         return await hangs(request)
 
     played.answers = [
