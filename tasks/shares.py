@@ -7,6 +7,7 @@ not know how a weight is kept.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from agent_exec.broker import fair_queue
@@ -36,9 +37,11 @@ class Shares:
         if known == tenant and time.monotonic() < until:
             return
         cap = tenant.max_in_flight or None  # 0 is Agent Management's word for none
-        await self._store.insist(fair_queue.set_share(tenant.tenant_id, weight=tenant.weight, cap=cap))
-        await self._store.insist(ledger.note_tenant(tenant, keep_s=self._keep_s))
-        await self._store.insist(reservation.note_limit(tenant.tenant_id, tenant.budget.usd_per_day))
+        await asyncio.gather(  # one round trip
+            self._store.insist(fair_queue.set_share(tenant.tenant_id, weight=tenant.weight, cap=cap)),
+            self._store.insist(ledger.note_tenant(tenant, keep_s=self._keep_s)),
+            self._store.insist(reservation.note_limit(tenant.tenant_id, tenant.budget.usd_per_day)),
+        )
         if len(self._passed_on) >= MAX_REMEMBERED:
             self._passed_on.clear()
         self._passed_on[tenant.tenant_id] = tenant, time.monotonic() + AGAIN_AFTER_S
