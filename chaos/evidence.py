@@ -108,6 +108,12 @@ class Logged:
         """Whether nothing may follow it."""
         return self.event in TERMINAL_EVENTS
 
+    @property
+    def ends_all(self) -> bool:
+        """Whether it is an end that no cancel brought, so that no request was under way."""
+        error = self.data["response"]["error"] if self.is_terminal else None
+        return self.is_terminal and (error is None or error["code"] != "cancelled")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
@@ -143,18 +149,21 @@ class Execution:
         return "".join(str(event.data["token"]) for event in valid if event.event == EventName.TOKEN)
 
     def journaled_at_ms(self, turn: int) -> int | None:
-        """Return when the completion of a turn was journaled: its tool calls are told in the same script."""
+        """Return when the completion of a turn was journaled: its tool calls are told in the same script.
+
+        Null where a cancel cut it off: what was on its way is read by the neighbour a moment later, and I8 bounds that.
+        """
         for event in self.log:
             asks = event.event == EventName.TOOL_CALL_REQUESTED and event.data["turn"] == turn
-            if asks or event.is_terminal:
+            if asks or event.ends_all:
                 return event.at_ms
         return None
 
     def tool_ended_at_ms(self, tool_call_id: str) -> int | None:
-        """Return when a tool call was journaled, or the execution ended without it."""
+        """Return when a tool call was journaled, or the execution ended without it; null where a cancel cut it off."""
         for event in self.log:
             done = event.event == EventName.TOOL_CALL_COMPLETED and event.data["tool_call_id"] == tool_call_id
-            if done or event.is_terminal:
+            if done or event.ends_all:
                 return event.at_ms
         return None
 

@@ -312,6 +312,10 @@ SPOILT: dict[str, tuple[str, Evidence]] = {
         "I8",
         replace(STOPPED, cancels=(replace(STOPPED.cancels[0], answered_at_ms=-3_000),)),
     ),
+    "a call began long behind the cancelled end": (
+        "I8",
+        replace(STOPPED, calls=(called(1, 3_001, ended_at_ms=3_002, outcome="disconnected"),)),
+    ),
 }
 
 
@@ -335,6 +339,9 @@ EXCUSED: dict[str, Callable[[], Evidence]] = {
         STOPPED,
         calls=(called(1, 400, ended_at_ms=1_990, outcome="disconnected"),),
         outages=(Outage(from_ms=1_100, until_ms=1_600), Outage(from_ms=1_300, until_ms=1_700)),
+    ),
+    "a request that was on its way was read behind the cancelled end": lambda: replace(
+        STOPPED, calls=(called(1, 2_250, ended_at_ms=2_251, outcome="disconnected"),)
     ),
     "a worker died behind its last journaling": lambda: replace(GOOD, deaths=(replace(KILL, at_ms=3_000),)),
     "a cancel came when all was over": lambda: replace(
