@@ -1,4 +1,4 @@
-"""The tables in these pages that are made from the code: settings, errors, the life of steps and executions.
+"""The tables in these pages that are made from the code: settings, errors, keys, the life of steps and executions.
 
 `python docs/tables.py` writes them between their markers; tests/test_docs.py compares.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
-from agent_exec import errors
+from agent_exec import errors, keys
 from agent_exec.ledger import life
 from agent_exec.settings import Settings, variable
 
@@ -21,6 +21,7 @@ DOCS = Path(__file__).parent
 PAGES = {
     "settings": DOCS / "operations.md",
     "errors": DOCS / "contract.md",
+    "keys": DOCS / "architecture.md",
     "steps": DOCS / "ledger.md",
     "executions": DOCS / "ledger.md",
 }
@@ -53,6 +54,23 @@ def error_codes() -> str:
     return "\n".join(["| code | a retry may help | what it says |", "| --- | --- | --- |", *rows])
 
 
+#: How a key's docstring says what it is: its type, what it holds, when it goes.
+_KEY_SAID = re.compile(r"(?:^|\n\n)(HASH|LIST|SET|STREAM|STRING|ZSET)\b(.*)", re.DOTALL)
+
+
+def redis_keys() -> str:
+    """Return a row for each key, in the order of keys.py."""
+    rows = []
+    for function in vars(keys).values():
+        said = inspect.isfunction(function) and _KEY_SAID.search(inspect.getdoc(function) or "")
+        if said:
+            names = [name for name in inspect.signature(function).parameters if name != "prefix"]
+            spelt = function(*[f"{{{name.removesuffix('_id')}}}" for name in names])
+            holds = re.sub(r"\s+", " ", said[2].removeprefix(":").strip())
+            rows.append(f"| `{spelt}` | {said[1].lower()} | {holds} |")
+    return "\n".join(["| key | type | holds, and when it goes |", "| --- | --- | --- |", *rows])
+
+
 def steps() -> str:
     """Return a row for each event in a step's life."""
     return _life(life.STEP, life.StepState)
@@ -76,7 +94,8 @@ def _cell(outcome: life.Outcome[life.State], state: life.State) -> str:
 
 def page_with_table(name: str) -> str:
     """Return a page with its table as the code has it now."""
-    table = {"settings": settings, "errors": error_codes, "steps": steps, "executions": executions}[name]()
+    makers = {"settings": settings, "errors": error_codes, "keys": redis_keys, "steps": steps, "executions": executions}
+    table = makers[name]()
     page = PAGES[name].read_text()
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     assert marked.search(page), f"{PAGES[name]} has no place for the table '{name}'"

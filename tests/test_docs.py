@@ -21,7 +21,7 @@ def tables(root: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["settings", "errors", "steps", "executions"])
+@pytest.mark.parametrize("name", ["settings", "errors", "keys", "steps", "executions"])
 def test_a_table_made_from_the_code_is_current(tables: ModuleType, name: str) -> None:
     assert tables.PAGES[name].read_text() == tables.page_with_table(name), "run: .venv/bin/python docs/tables.py"
 
