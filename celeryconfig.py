@@ -3,15 +3,20 @@
 Why each value is what it is: docs/operations.md, "Celery".
 """
 
-from agent_exec import address
+from agent_exec import address, exposure
 from agent_exec.broker.transport import register
 from agent_exec.embedded import redis_url
+from agent_exec.errors import SettingsInvalid
 from agent_exec.routing import EXECUTE_TASK, FAMILIES
 from agent_exec.settings import read_settings
 
 register()
 
-_settings = read_settings()
+try:
+    _settings = read_settings()
+    exposure.check(_settings)
+except SettingsInvalid as error:
+    raise SystemExit(f"agent-exec: {error}") from None
 
 _broker = address.broker(redis_url(_settings))
 broker_url = _broker.broker_url

@@ -149,6 +149,12 @@ def complete(url: str, *, master_name: str, sentinel_password: str) -> str:
     return whole
 
 
+def without_login(url: str) -> str:
+    """Return an address as one would write it who has no user and no password."""
+    parts = [urlsplit(part) for part in url.split(";")]
+    return ";".join(part._replace(netloc=part.netloc.rpartition("@")[2]).geturl() for part in parts)
+
+
 def blocking_client(url: str, *, retries: int, **options: Any) -> redis.Redis:
     """Return a client for synchronous callers; `retries` counts a lost connection's, `options` are redis-py's.
 

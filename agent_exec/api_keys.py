@@ -9,12 +9,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
-import logging
 import os
 import re
 import secrets
 import string
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +25,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from agent_exec.contract.execution import Timestamp
 from agent_exec.contract.model import ContractModel, TenantId
 from agent_exec.errors import NotFound, SettingsInvalid, Unauthorized
-
-log = logging.getLogger(__name__)
+from agent_exec.watched_file import WatchedFile
 
 Role = Literal["caller", "operator", "service"]
 
@@ -36,8 +33,6 @@ KEY_ID_CHARS = 12
 SECRET_BYTES = 32
 #: One in use and its successor: what a change of keys without a gap takes.
 MAX_LIVE_KEYS = 2
-#: How often the file is looked at; a change holds within 5 s of being made (docs/contract.md).
-LOOK_S = 1.0
 
 #: 32 bytes of URL-safe text are 43 characters.
 _KEY = re.compile(r"aek_(?P<key_id>[a-z0-9]{8,32})_(?P<secret>[A-Za-z0-9_-]{43,200})")
@@ -67,7 +62,10 @@ class Caller:
 
     tenant_id: str
     role: Role
+    #: The API key's id, or the thumbprint of the key that signed the token.
     key_id: str
+    #: When the credential ends by itself, in seconds since 1970; None: never.
+    expires_at_s: float | None = None
 
 
 def create(path: Path, *, tenant_id: str, role: Role = "caller") -> str:
@@ -134,10 +132,7 @@ class ApiKeys:
 
     def __init__(self, path: Path | None) -> None:
         """Take the file's path; it is read at the first question."""
-        self._path = path
-        self._live: dict[str, KeyRecord] = {}
-        self._seen: tuple[int, ...] | None = None
-        self._look_at_s = 0.0
+        self._live: WatchedFile[dict[str, KeyRecord]] = WatchedFile(path, name="API keys file", read=_live, without={})
 
     def verify(self, presented: str) -> Caller:
         """Return who `presented` is the key of. Unknown id, wrong secret and revoked key take the same path.
@@ -145,9 +140,8 @@ class ApiKeys:
         Raises:
             Unauthorized: it is the key of nobody.
         """
-        self._look()
         parts = _KEY.fullmatch(presented)
-        record = self._live.get(parts["key_id"]) if parts else None
+        record = self._live.content().get(parts["key_id"]) if parts else None
         expected = record.secret_sha256 if record else _digest("")
         matches = hmac.compare_digest(_digest(parts["secret"] if parts else presented), expected)
         if record is None or not matches:
@@ -156,40 +150,27 @@ class ApiKeys:
 
     def holds(self, caller: Caller) -> bool:
         """Return whether the key that let `caller` in still would: asked again while a stream is open."""
-        self._look()
-        return caller.key_id in self._live
+        record = self._live.content().get(caller.key_id)
+        return record is not None and (record.tenant_id, record.role) == (caller.tenant_id, caller.role)
 
     def count(self) -> int:
         """Return how many keys let somebody in."""
-        self._look()
-        return len(self._live)
+        return len(self._live.content())
 
-    def _look(self) -> None:
-        if self._path is None or time.monotonic() < self._look_at_s:
-            return
-        self._look_at_s = time.monotonic() + LOOK_S
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            if self._live:
-                log.error("The API keys file cannot be read: %s. Every request is refused.", error)
-            self._live, self._seen = {}, None
-            return
-        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            held = _read(self._path).keys
-        except SettingsInvalid as error:  # a slip of an editor must not lock everybody out
-            log.error("%s The %d keys read before stay in force.", error, len(self._live))
-            return
-        self._live = {key.key_id: key for key in held if key.revoked_at is None}
+
+def key_id_of(presented: str) -> str | None:
+    """Return the id in the text of a key, None where it is not the text of one."""
+    parts = _KEY.fullmatch(presented)
+    return parts["key_id"] if parts else None
 
 
 def _digest(secret: str) -> str:
     """A fast hash will do: the secret is random and long, so there is nothing to guess."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _live(path: Path) -> dict[str, KeyRecord]:
+    return {key.key_id: key for key in _read(path).keys if key.revoked_at is None}
 
 
 def _read(path: Path) -> KeyFile:

@@ -2,12 +2,21 @@
 
 AgentExecError
 ├── InvalidMessage            the message or request breaks the contract
+├── CallbackUrlInvalid        a callback may not go where it is to go
+├── CallbacksNotConfigured    there is nothing to sign the tenant's callbacks with
+├── AlreadyDelivered          the callback has arrived
 ├── Conflict                  the same id or idempotency key came before with other content
 ├── QueueFull                 the tenant has too many executions waiting
-├── NotFound                  no such execution for this tenant
+├── TooManyBatches            the tenant has too many batches that are not over
+├── TooManySchedules          the tenant has as many schedules as it may
+├── NotFound                  no such thing for this tenant
 ├── NotAwaitingApproval       the tool call does not wait for approval
 ├── AlreadyResolved           the tool call's approval was resolved before, the other way
+├── TooManyStreams            the tenant follows too many executions at once
+├── TooManyCommands           a socket sends commands faster than anybody needs
+├── TooManyRequests           the tenant sends more requests a minute than it may
 ├── Unauthorized              no credential, or one that does not hold
+├── TooManyAttempts           too many credentials that do not hold, from one address or for one key
 ├── Forbidden                 the credential's role does not allow this
 ├── SettingsInvalid           a setting is missing or wrong
 ├── ExecutionFailed           an execution ended as failed: what its Celery result raises
@@ -48,6 +57,7 @@ Owns classes, codes and whether a retry may help. Does not know who raises them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -63,6 +73,29 @@ class InvalidMessage(AgentExecError):
 
     code = "invalid_message"
 
+    def __init__(self, message: str, *, complaints: Sequence[tuple[str, str]] = ()) -> None:
+        """Keep which fields are at fault, as far as they are known, and what is wrong with each."""
+        super().__init__(message)
+        self.complaints = tuple(complaints)
+
+
+class CallbackUrlInvalid(AgentExecError):
+    """A callback may not go where it is to go."""
+
+    code = "invalid_callback_url"
+
+
+class CallbacksNotConfigured(AgentExecError):
+    """There is nothing to sign the tenant's callbacks with; none goes unsigned."""
+
+    code = "callbacks_not_configured"
+
+
+class AlreadyDelivered(AgentExecError):
+    """The callback has arrived; it is not sent again."""
+
+    code = "already_delivered"
+
 
 class Conflict(AgentExecError):
     """The same execution id or idempotency key came before with other content."""
@@ -77,8 +110,21 @@ class QueueFull(AgentExecError):
     retryable = True
 
 
+class TooManyBatches(AgentExecError):
+    """The tenant has too many batches that are not over."""
+
+    code = "too_many_batches"
+    retryable = True
+
+
+class TooManySchedules(AgentExecError):
+    """The tenant has as many schedules as it may."""
+
+    code = "too_many_schedules"
+
+
 class NotFound(AgentExecError):
-    """No such execution for this tenant; another tenant's looks the same."""
+    """No such execution, callback, batch or schedule for this tenant; another tenant's looks the same."""
 
     code = "not_found"
 
@@ -95,10 +141,43 @@ class AlreadyResolved(AgentExecError):
     code = "already_resolved"
 
 
+class TooManyStreams(AgentExecError):
+    """The tenant has too many event streams and sockets open."""
+
+    code = "too_many_streams"
+    retryable = True
+
+
+class TooManyCommands(AgentExecError):
+    """A socket sends commands faster than anybody needs; this one was not carried out."""
+
+    code = "too_many_commands"
+    retryable = True
+
+
+class TooManyRequests(AgentExecError):
+    """The tenant sends more requests than it may."""
+
+    code = "too_many_requests"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """Keep after which pause the next one is taken."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Unauthorized(AgentExecError):
     """No credential, or one that does not hold."""
 
     code = "unauthorized"
+
+
+class TooManyAttempts(AgentExecError):
+    """Too many credentials that do not hold, from one address or for one key; one that holds is let in all the same."""
+
+    code = "too_many_attempts"
+    retryable = True
 
 
 class Forbidden(AgentExecError):

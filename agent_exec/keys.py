@@ -13,10 +13,23 @@ KNOWN = [
     "agent_streaming:*",
     "agent_responses:*",
     "celery-task-meta-*",
+    "celery-taskset-meta-*",
 ]
 
 #: Keys that never expire. Each is bounded by what is open, or trimmed by those who write it.
-IMMORTAL = ["ax:pending", "ax:outbox", "ax:outbox:unacked", "ax:outbox:wake"]
+IMMORTAL = [
+    "ax:pending",
+    "ax:batches",
+    "ax:schedule:*",
+    "ax:schedules*",
+    "ax:unsent_links",
+    "ax:outbox",
+    "ax:outbox:unacked",
+    "ax:outbox:wake",
+    "ax:callbacks",
+    "ax:callbacks_wake",
+    "ax:callbacks_outcomes",
+]
 
 
 def execution(tenant_id: str, execution_id: str) -> str:
@@ -72,6 +85,21 @@ def pending() -> str:
     return "ax:pending"
 
 
+def links(tenant_id: str, execution_id: str) -> str:
+    """STRING: what follows the end of an execution in the canvas of a Celery app, as JSON. Gone when it was sent; expires."""
+    return f"ax:links:{tenant_id}:{execution_id}"
+
+
+def unsent_links() -> str:
+    """ZSET `tenant execution` → when it is next looked at, in ms: ended executions with links to send. Immortal, bounded."""
+    return "ax:unsent_links"
+
+
+def refused_links(tag: str) -> str:
+    """STRING: stands when the links of a refused message were told of it. Expires a day after."""
+    return f"ax:refused_links:{tag}"
+
+
 def outbox() -> str:
     """ZSET `tenant execution` → since when, in ms: executions with events the notifier has not sent. Immortal, bounded."""
     return "ax:outbox"
@@ -112,6 +140,51 @@ def notifier_lease() -> str:
     return "ax:notifier"
 
 
+def notifier_report() -> str:
+    """STRING: what the active notifier last said of itself, as JSON. Expires a day after it."""
+    return "ax:notifier:report"
+
+
+def callback(tenant_id: str, callback_id: str) -> str:
+    """HASH: a callback, its body and where it stands. Expires two weeks after the last try, `retention_s` after delivery."""
+    return f"{callback_prefix()}{tenant_id}:{callback_id}"
+
+
+def callback_prefix() -> str:
+    """Return what every `callback` key begins with, for the scripts that read several."""
+    return "ax:callback:"
+
+
+def callbacks() -> str:
+    """ZSET tenant → when its callbacks are next looked at, in ms. Immortal, bounded by the tenants that have open ones."""
+    return "ax:callbacks"
+
+
+def callbacks_wake() -> str:
+    """LIST of at most one token: wakes whoever sends callbacks. Absent when it has been heard."""
+    return "ax:callbacks_wake"
+
+
+def callbacks_outcomes() -> str:
+    """HASH outcome → how many tries of callbacks have come to it. Immortal: three numbers."""
+    return "ax:callbacks_outcomes"
+
+
+def callbacks_waiting(tenant_id: str) -> str:
+    """ZSET callback id → when it is due, in ms. Expires two weeks after the last was added."""
+    return f"ax:callbacks_waiting:{tenant_id}"
+
+
+def callbacks_sending(tenant_id: str) -> str:
+    """ZSET callback id → when its lease lapses, in ms: on their way. Expires two weeks after the last was added."""
+    return f"ax:callbacks_sending:{tenant_id}"
+
+
+def callbacks_dead(tenant_id: str) -> str:
+    """ZSET callback id → given up at, in ms. Trimmed; expires two weeks after the last was added."""
+    return f"ax:callbacks_dead:{tenant_id}"
+
+
 def spending_open(tenant_id: str) -> str:
     """HASH name → its attempts whose call is not settled. Expires three days after the last change."""
     return f"ax:spending:{tenant_id}:open"
@@ -138,6 +211,66 @@ def spending_day_prefix(tenant_id: str) -> str:
 def configuration(tenant_id: str) -> str:
     """HASH agent, or `*` for all → since when what is cached of its configuration is void. Expires a day after the last."""
     return f"ax:configuration:{tenant_id}"
+
+
+# Batches. The script in which an execution ends computes these from the root and the ids that the execution names.
+
+
+def batch_root() -> str:
+    """Return what every key of a batch begins with."""
+    return "ax:batch"
+
+
+def batch(tenant_id: str, batch_id: str) -> str:
+    """HASH: the record of one batch. Expires an hour after its last item came; once it is sealed, `open_retention_s` after
+    it was last fed; once it is over, as the last of its executions.
+    """
+    return f"{batch_root()}:{tenant_id}:{batch_id}"
+
+
+def batch_items(tenant_id: str, batch_id: str) -> str:
+    """LIST of requests as JSON, until the batch is over. Expires with it."""
+    return f"{batch_root()}_items:{tenant_id}:{batch_id}"
+
+
+def batch_results(tenant_id: str, batch_id: str) -> str:
+    """HASH index of the request → its status and final response. Expires with the batch."""
+    return f"{batch_root()}_results:{tenant_id}:{batch_id}"
+
+
+def batches(tenant_id: str) -> str:
+    """ZSET batch → stored at, in ms: a tenant's batches. Trimmed when one is stored; expires when none is kept."""
+    return f"{batch_root()}es:{tenant_id}"
+
+
+def open_batches(tenant_id: str) -> str:
+    """ZSET batch → stored at, in ms: a tenant's batches that are not over. Trimmed when one is stored or fed; expires."""
+    return f"{batch_root()}es_open:{tenant_id}"
+
+
+def due_batches() -> str:
+    """ZSET `tenant batch` → when it is next looked at, in ms: batches that want feeding. Immortal, bounded."""
+    return f"{batch_root()}es"
+
+
+def schedule(tenant_id: str, schedule_id: str) -> str:
+    """HASH: a schedule, until it is deleted. Immortal, bounded by `max_schedules` a tenant."""
+    return f"{schedule_prefix()}{tenant_id}:{schedule_id}"
+
+
+def schedule_prefix() -> str:
+    """Return what every `schedule` key begins with, for the scripts that read several."""
+    return "ax:schedule:"
+
+
+def schedules(tenant_id: str) -> str:
+    """ZSET schedule → created at, in ms: a tenant's schedules. Immortal, bounded by `max_schedules`."""
+    return f"ax:schedules:{tenant_id}"
+
+
+def due_schedules() -> str:
+    """ZSET `tenant schedule` → when it is next due, in ms. Immortal, bounded by the schedules there are."""
+    return "ax:schedules"
 
 
 # What the fleet knows of providers. A lane is a provider, one key of it (by its fingerprint) and a model.

@@ -17,6 +17,7 @@ import structlog
 from pydantic import SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from agent_exec.service_token import ServiceToken
 from agent_exec.settings import Settings
 
 #: Loggers that would write prompts, headers or every request below this level.
@@ -78,7 +79,7 @@ def configure(settings: Settings, process: str) -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
     )
-    _only_handler(_Redacting(formatter, secrets_of(settings)), settings.log_level)
+    _only_handler(_Redacting(formatter, secrets_of(settings), ServiceToken(settings)), settings.log_level)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -110,8 +111,13 @@ def secrets_of(settings: Settings) -> list[str]:
     held += [provider.api_key for provider in settings.providers.values()]
     held += [server.token for server in settings.mcp_servers.values()]
     plain = [value.get_secret_value() for value in held if isinstance(value, SecretStr)]
-    spelt = {form for secret in plain if len(secret) >= MIN_SECRET_CHARS for form in (secret, json.dumps(secret)[1:-1])}
-    return sorted(spelt, key=len, reverse=True)
+    return _spelt([*plain, *ServiceToken(settings).secrets()])
+
+
+def _spelt(secrets: Iterable[str]) -> list[str]:
+    """Return secrets as they would stand in a line, longest first."""
+    forms = {form for one in secrets if len(one) >= MIN_SECRET_CHARS for form in (one, json.dumps(one)[1:-1])}
+    return sorted(forms, key=len, reverse=True)
 
 
 class _StandardError(logging.StreamHandler[IO[str]]):
@@ -148,13 +154,14 @@ class _StandardError(logging.StreamHandler[IO[str]]):
 class _Redacting(logging.Formatter):
     """Strikes secrets out of the finished line, so that message, arguments and traceback are all covered."""
 
-    def __init__(self, inner: logging.Formatter, secrets: list[str]) -> None:
+    def __init__(self, inner: logging.Formatter, secrets: list[str], token: ServiceToken) -> None:
         super().__init__()
         self._inner = inner
         self._secrets = secrets
+        self._token = token
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(self._inner.format(record), secrets=self._secrets)
+        return redact(self._inner.format(record), secrets=[*_spelt(self._token.secrets()), *self._secrets])
 
 
 def _only_handler(formatter: logging.Formatter, level: str) -> None:

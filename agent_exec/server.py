@@ -1,21 +1,33 @@
 """What a Redis server must be for the promise to hold, and whether it takes writes at this moment.
 
-Owns the demands, and the warnings about a server that does not meet them. Does not know what is stored.
+Owns the demands, and what is said and done about a server that does not meet them. Does not know what is stored.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
+from agent_exec import address
+from agent_exec.embedded import redis_url
+from agent_exec.exposure import is_elsewhere
 from agent_exec.script import Call, Script
-from agent_exec.store import Store
+from agent_exec.settings import Settings
+from agent_exec.store import CONNECTION, Store
 
 log = logging.getLogger(__name__)
 
 #: What the scripts need: their flags (`#!lua`) came with 7.0.
 OLDEST = (7, 0)
+OPEN = (
+    "This Redis is on another machine and asks nobody for a password: whoever reaches it reads and changes every tenant's "
+    "work. Turn its default user off (docs/redis-users.acl), or set requirepass."
+)
 
 _INFO = Script.load(Path(__file__).parent / "lua" / "info.lua")
 _WRITABLE = Script.load(Path(__file__).parent / "lua" / "writable.lua")
@@ -40,11 +52,34 @@ def writable() -> Call[None]:
     return Call(_WRITABLE, [], [], lambda reply: None)
 
 
-async def warn(store: Store) -> None:
-    """Wait for the server, then log once for each demand that it does not meet."""
+async def inspect(store: Store, settings: Settings) -> None:
+    """Wait for the server, then log once for each demand that it does not meet.
+
+    One on another machine that lets in everybody ends this process, in good order, unless this is the sandbox.
+    """
     said = await store.insist(info())
     for complaint in complaints(said):
         log.warning("%s", complaint)
+    if settings.redis_url is None or not is_elsewhere(settings.redis_url):
+        return
+    if not await lets_anybody_in(redis_url(settings)):
+        return
+    if settings.environment == "sandbox":
+        log.warning("%s", OPEN)
+    else:
+        log.critical("%s This process ends.", OPEN)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def lets_anybody_in(url: str) -> bool:
+    """Find out whether the server at `url` answers one who shows no password. One that is away does not."""
+    stranger = address.async_client(address.without_login(url), retries=0, single_connection=True, **CONNECTION)
+    try:
+        return bool(await stranger.ping())
+    except (RedisError, OSError):  # NOAUTH, or protected mode
+        return False
+    finally:
+        await stranger.aclose()
 
 
 def complaints(said: Mapping[str, str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ Owns names, defaults and bounds; docs/operations.md holds the table made from th
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, Vali
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agent_exec.contract.agent import Plan
 from agent_exec.contract.model import ID_PATTERN
 from agent_exec.errors import SettingsInvalid
 
@@ -21,6 +23,7 @@ def _sdk_name(name: str) -> Any:
     return Field(default=None, validation_alias=AliasChoices(name))
 
 
+JwtAlgorithm = Literal["RS256", "ES256", "EdDSA", "HS256"]
 #: The header that a provider's key stands in; `authorization` has `Bearer` before it.
 KeyHeader = Literal["authorization", "api-key"]
 
@@ -65,6 +68,13 @@ class Settings(BaseSettings):
         enable_decoding=False,  # decoded below, so that text which is no JSON is told like any other fault
     )
 
+    environment: Annotated[
+        Literal["production", "sandbox"],
+        Field(
+            description="`sandbox`: a process starts though a setting is insecure, and says so; `production`: it does not "
+            "(docs/security.md)"
+        ),
+    ] = "production"
     redis_url: Annotated[
         str | None,
         Field(
@@ -94,6 +104,10 @@ class Settings(BaseSettings):
     service_token: Annotated[
         SecretStr, Field(description="bearer token for the three neighbours and the WebSocket")
     ] = SecretStr("")
+    service_token_file: Annotated[
+        Path | None,
+        Field(description="a file that holds this token instead, for one that expires: read again when it changes"),
+    ] = None
     neighbour_timeout_s: Annotated[float, Field(gt=0, description="a neighbour's time to answer")] = 10.0
     tool_timeout_s: Annotated[
         float, Field(gt=0, le=600, description="a tool's time to answer, whatever longer one its definition names")
@@ -118,6 +132,10 @@ class Settings(BaseSettings):
         int,
         Field(ge=1, le=128, description="tool calls of one turn that run at once; the others wait, holding no slot"),
     ] = 10
+    max_agent_depth: Annotated[
+        int,
+        Field(ge=0, le=16, description="agents that ask agents: so many may stand above one that is asked; 0: none is"),
+    ] = 3
     max_tool_result_chars: Annotated[
         int, Field(ge=1_000, le=1_000_000, description="a tool's longer result is cut, and says so")
     ] = 100_000
@@ -178,14 +196,43 @@ class Settings(BaseSettings):
         ),
     ] = 2
     token_flush_ms: Annotated[
-        int, Field(ge=0, le=1_000, description="tokens of this long travel as one event; 0: each by itself")
-    ] = 20
+        int,
+        Field(
+            ge=0,
+            le=1_000,
+            description="tokens of this long travel as one event, one after a pause at once; 0: each by itself",
+        ),
+    ] = 10
+    token_flush_bytes: Annotated[
+        int,
+        Field(ge=1, le=1_000_000, description="tokens of so many bytes are told at once, however long it took them"),
+    ] = 4_096
     max_queued: Annotated[
         int, Field(ge=1, description="a tenant's executions that no worker has begun; more are refused")
     ] = 20_000
+    batch_window: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=10_000,
+            description="executions of a tenant's batches that are open at once, all its batches together; never more than "
+            "half of its `max_in_flight`, so that other work of the tenant finds room",
+        ),
+    ] = 100
+    max_open_batches: Annotated[
+        int, Field(ge=1, description="a tenant's batches that are not over; more are refused")
+    ] = 100
+    max_schedules: Annotated[int, Field(ge=0, description="a tenant's schedules; more are refused")] = 100
     retention_s: Annotated[
         int, Field(ge=60, description="how long a finished execution and its events stay readable")
     ] = 86_400
+    retention_by_plan_s: Annotated[
+        dict[Plan, Annotated[int, Field(ge=60)]],
+        Field(
+            description='the same for the tenants of a plan, as JSON: {"free": 3600}; who ended before the plan was known, '
+            "and a plan that is not named, has the one above"
+        ),
+    ] = Field(default_factory=dict)
     open_retention_s: Annotated[int, Field(ge=3_600, description="when an execution nobody finishes is forgotten")] = (
         604_800
     )
@@ -193,6 +240,36 @@ class Settings(BaseSettings):
     api_keys_file: Annotated[Path | None, Field(description="hashes of the API keys; written by `agent-exec keys`")] = (
         None
     )
+    api_failed_attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="credentials that do not hold, in a minute, from one address or for one key id; more are 429",
+        ),
+    ] = 100
+    jwt_keys_file: Annotated[
+        Path | None,
+        Field(
+            description="what verifies tokens (JWT): a JWK set, a public key in PEM, or the secret of HS256. A change counts "
+            "within 5 s. Unset: no token is taken"
+        ),
+    ] = None
+    jwt_algorithm: Annotated[
+        JwtAlgorithm, Field(description="the one algorithm of tokens: RS256, ES256, EdDSA or HS256")
+    ] = "RS256"
+    jwt_issuer: Annotated[str | None, Field(description="`iss` of every token; needed with the keys")] = None
+    jwt_audience: Annotated[str | None, Field(description="what `aud` of every token names; needed with the keys")] = (
+        None
+    )
+    jwt_leeway_s: Annotated[float, Field(ge=0, le=60, description="how far clocks may be apart")] = 10.0
+    jwt_max_lifetime_s: Annotated[
+        float,
+        Field(gt=0, description="a token that holds for longer from now on is refused: none can be revoked by itself"),
+    ] = 86_400.0
+    jwt_tenant_claim: Annotated[str, Field(min_length=1, description="the claim that names the tenant")] = "tenant_id"
+    jwt_role_claim: Annotated[
+        str, Field(min_length=1, description="the claim that names the role; a token without it has `caller`")
+    ] = "role"
     api_service_tenant: Annotated[
         str | None,
         Field(
@@ -203,12 +280,38 @@ class Settings(BaseSettings):
     ] = None
     api_sse_ping_s: Annotated[float, Field(gt=0, description="a comment on every idle event stream")] = 15.0
     api_max_wait_s: Annotated[float, Field(ge=0, description="the longest `Prefer: wait` that is honoured")] = 60.0
-    api_body_timeout_s: Annotated[float, Field(gt=0, description="a request's body has to come within this")] = 30.0
+    api_body_timeout_s: Annotated[
+        float, Field(gt=0, description="a request's body has to come within this; of a batch's, each megabyte")
+    ] = 30.0
+    api_max_batch_bytes: Annotated[
+        int,
+        Field(ge=1_000_000, description="a batch's body; a tenant hands in one at a time to one shim process"),
+    ] = 64_000_000
     api_send_timeout_s: Annotated[
         float, Field(gt=0, description="a reader of events that takes nothing for this long is dropped")
     ] = 30.0
+    api_max_streams: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="event streams and WebSockets that a tenant may have open at once in one shim process; more are "
+            "answered 429",
+        ),
+    ] = 1_000
+    api_requests_per_minute: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="requests that a tenant may send to one shim process in a minute, in whatever burst; more are "
+            "answered 429",
+        ),
+    ] = 6_000
     api_allowed_origins: Annotated[
-        frozenset[str], Field(description="origins whose pages may open a WebSocket, as a JSON list")
+        frozenset[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")]],
+        Field(
+            description="origins whose pages may use the API, by CORS and by WebSocket, as a JSON list: "
+            '["https://console.example"]; none: no page may'
+        ),
     ] = frozenset()
 
     notifier_lease_s: Annotated[
@@ -221,15 +324,58 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="the longest pause before the notifier connects again")
     ] = 30.0
     notifier_drain_s: Annotated[
-        float, Field(ge=0, description="what frames on their way get to arrive in, after SIGTERM")
+        float, Field(ge=0, description="what frames and callbacks on their way get to arrive in, after SIGTERM")
     ] = 3.0
+
+    callback_secret: Annotated[
+        SecretStr | None,
+        Field(
+            description="signs callbacks: `whsec_` and the base64 of 24 to 64 bytes; several, with spaces between, while "
+            "receivers go from one to the next: each signs"
+        ),
+    ] = None
+    callback_secrets_dir: Annotated[
+        Path | None,
+        Field(
+            description="tenants' own such secrets, in files `<tenant>`; who has none uses the service's. A change counts "
+            "at once"
+        ),
+    ] = None
+    callback_allow_http: Annotated[bool, Field(description="callbacks may go by http, too, and to port 80")] = False
+    callback_allowed_networks: Annotated[
+        tuple[IPv4Network | IPv6Network, ...],
+        Field(
+            description="callbacks may go there too, to any port, though it is no public address: `10.1.0.0/16,fd00::/8`"
+        ),
+    ] = ()
+    callbacks_at_once: Annotated[
+        int, Field(ge=1, le=10_000, description="callbacks on their way from one notifier")
+    ] = 128
+    callbacks_of_a_tenant: Annotated[
+        int,
+        Field(ge=1, le=10_000, description="a tenant's callbacks on their way, from all notifiers; the others wait"),
+    ] = 32
 
     log_format: Annotated[
         str, Field(pattern="^(json|console)$", description="one line of JSON a record, or for eyes")
     ] = "json"
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged")] = "INFO"
 
-    @field_validator("providers", "mcp_servers", "api_allowed_origins", mode="before")
+    @property
+    def longest_retention_s(self) -> int:
+        """How long anybody's finished execution stays readable."""
+        return max([self.retention_s, *self.retention_by_plan_s.values()])
+
+    def retention_of_s(self, plan: Plan | None) -> int:
+        """Return how long an execution of this plan, None where it is not known, stays readable after its end."""
+        return self.retention_s if plan is None else self.retention_by_plan_s.get(plan, self.retention_s)
+
+    @field_validator("callback_allowed_networks", mode="before")
+    @classmethod
+    def _parted(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("providers", "mcp_servers", "api_allowed_origins", "retention_by_plan_s", mode="before")
     @classmethod
     def _decoded(cls, value: Any) -> Any:
         return from_json(value) if isinstance(value, str) else value

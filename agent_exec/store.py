@@ -20,6 +20,7 @@ from redis.exceptions import (
     ClusterDownError,
     InvalidResponse,
     MasterDownError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -34,6 +35,7 @@ from redis.exceptions import (
 
 from agent_exec import address
 from agent_exec.errors import StorageError, StorageFull, StorageUnavailable
+from agent_exec.pipeline import Pipeline, Word
 from agent_exec.script import Call
 
 T = TypeVar("T")
@@ -98,6 +100,8 @@ class Store:
     def __init__(self, url: str) -> None:
         """Take the server's `url`; nothing connects before the first call."""
         self.redis = address.async_client(url, retries=RETRIES, **CONNECTION)
+        once = {**CONNECTION, "socket_timeout": None, "health_check_interval": 0}  # an exchange has its own limit
+        self._pipeline = Pipeline(url, timeout_s=CONNECTION["socket_timeout"], **once)
         self._waiting: list[tuple[Call[Any], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
         self._outage = Outage()
@@ -159,11 +163,11 @@ class Store:
             self._outage.passed(now_s=time.monotonic())
 
     async def _replies(self, calls: list[Call[Any]]) -> list[Any]:
-        replies: list[Any] = await _batch(self.redis.pipeline(transaction=False), calls).execute(raise_on_error=False)
+        replies = await self._pipeline.exchange([_command(call) for call in calls])
         forgotten = _forgotten(replies)
         if forgotten:
-            again = _batch(self.redis.pipeline(transaction=False), [calls[index] for index in forgotten], whole=True)
-            for index, reply in zip(forgotten, await again.execute(raise_on_error=False), strict=True):
+            again = await self._pipeline.exchange([_command(calls[index], whole=True) for index in forgotten])
+            for index, reply in zip(forgotten, again, strict=True):
                 replies[index] = reply
         return replies
 
@@ -171,6 +175,7 @@ class Store:
         """Close the connections; calls still waiting are finished first."""
         if self._sender is not None:
             await self._sender
+        await self._pipeline.aclose()
         await self.redis.aclose()
 
 
@@ -216,11 +221,16 @@ class BlockingStore:
 
 
 def _batch(pipeline: Any, calls: Sequence[Call[Any]], *, whole: bool = False) -> Any:
-    """Queue calls on a pipeline: by the script's digest, or `whole` where the server has forgotten it."""
+    """Queue calls on a pipeline."""
     for call in calls:
-        how, script = ("EVAL", call.script.source) if whole else ("EVALSHA", call.script.sha)
-        pipeline.execute_command(how, script, len(call.keys), *call.keys, *call.args)
+        pipeline.execute_command(*_command(call, whole=whole))
     return pipeline
+
+
+def _command(call: Call[Any], *, whole: bool = False) -> tuple[Word, ...]:
+    """Return a call as a command: by the script's digest, or `whole` where the server has forgotten it."""
+    how, script = ("EVAL", call.script.source) if whole else ("EVALSHA", call.script.sha)
+    return how, script, len(call.keys), *call.keys, *call.args
 
 
 def _forgotten(replies: list[Any]) -> list[int]:
@@ -264,6 +274,10 @@ def redis_errors() -> Iterator[None]:
             raise StorageUnavailable(f"Redis is busy: {_said(error)}. It is tried again.") from error
         if said.startswith(("MISCONF ", "NOREPLICAS ")):
             raise StorageFull(f"Redis refuses writes: {_said(error)}. See its log and its disk.") from error
+        if isinstance(error, NoPermissionError):
+            raise StorageUnavailable(
+                f"Redis does not let this user do its work: {_said(error)}. Give it the rights of docs/redis-users.acl."
+            ) from error
         if isinstance(error, AskError | ClusterDownError | ClusterCrossSlotError):
             raise StorageUnavailable(
                 f"This is a node of a Redis Cluster: {_said(error)}. Point AGENT_EXEC_REDIS_URL at a single primary."

@@ -16,6 +16,7 @@ from agent_exec.contract.model import MAX_BODY_BYTES, MAX_JSON_DEPTH
 from agent_exec.errors import InvalidMessage
 from api_shim.problem import Refused, printable
 
+JSON = "application/json"
 #: The deepest JSON that the contract takes, and the levels of its own around it.
 MAX_BODY_DEPTH = MAX_JSON_DEPTH + 8
 _TOO_DEEP = f"The body is nested deeper than {MAX_BODY_DEPTH} levels."
@@ -28,15 +29,15 @@ async def read_json(request: Request, *, timeout_s: float) -> bytes:
         Refused: not JSON by its type or its text, too large, or too slow.
         InvalidMessage: JSON that two readers could understand differently.
     """
-    _check_type(request)
+    check_type(request, JSON)
     try:
         async with asyncio.timeout(timeout_s):
             body = await _read(request)
     except TimeoutError:
         late = f"The body did not come within {timeout_s:g} s."
-        raise Refused(408, late, headers={"Connection": "close"}) from None
+        raise Refused("body_timeout", late, headers={"Connection": "close"}) from None
     except ClientDisconnect:
-        raise Refused(400, "The connection ended within the body.") from None
+        raise Refused("invalid_json", "The connection ended within the body.") from None
     check_json(body)
     return body
 
@@ -52,7 +53,7 @@ def check_json(body: bytes) -> None:
             _check_depth(value)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f"character {error.pos}" if isinstance(error, json.JSONDecodeError) else f"byte {error.start}"
-        raise Refused(400, f"The body is not UTF-8 JSON at {where}.") from None
+        raise Refused("invalid_json", f"The body is not UTF-8 JSON at {where}.") from None
     except RecursionError:
         raise InvalidMessage(_TOO_DEEP) from None
     except ValueError:  # an integer longer than Python reads
@@ -72,22 +73,28 @@ def _check_depth(value: Any) -> None:
         raise InvalidMessage(_TOO_DEEP)
 
 
-def _check_type(request: Request) -> None:
+def check_type(request: Request, *taken: str) -> str:
+    """Return the media type of a body, which has to be one of those.
+
+    Raises:
+        Refused: it is not, or not in UTF-8, or compressed.
+    """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refused(415, "Compressed bodies are not taken: send the JSON as it is.")
+        raise Refused("unsupported_media_type", "Compressed bodies are not taken: send the JSON as it is.")
     media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
     charsets = [
         value.strip().strip('"')
         for name, _, value in (parameter.partition("=") for parameter in parameters)
         if name.strip() == "charset"
     ]
-    if media_type.strip() != "application/json" or any(charset not in ("utf-8", "utf8") for charset in charsets):
-        raise Refused(415, "Send Content-Type: application/json, in UTF-8.")
+    if media_type.strip() not in taken or any(charset not in ("utf-8", "utf8") for charset in charsets):
+        raise Refused("unsupported_media_type", f"Send Content-Type: {' or '.join(taken)}, in UTF-8.")
+    return media_type.strip()
 
 
 async def _read(request: Request) -> bytes:
     """Read no further than the limit. What a client still sends after our answer, the server throws away."""
-    too_large = Refused(413, f"A body has at most {MAX_BODY_BYTES} bytes.")
+    too_large = Refused("body_too_large", f"A body has at most {MAX_BODY_BYTES} bytes.")
     if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:  # the server has checked that it is a number
         raise too_large
     pieces: list[bytes] = []

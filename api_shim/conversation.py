@@ -6,6 +6,7 @@ Owns what may be said on the socket and how it is closed. Does not know how even
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing, suppress
 from typing import Annotated, Literal, assert_never
 
@@ -16,7 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agent_exec.contract.approval import Approval
 from agent_exec.contract.command import CommandResult
 from agent_exec.contract.model import ContractModel, ExecutionId, OpaqueId
-from agent_exec.errors import AgentExecError, Forbidden, InvalidMessage, NotFound, Unauthorized
+from agent_exec.errors import AgentExecError, Forbidden, InvalidMessage, NotFound, TooManyCommands, Unauthorized
 from agent_exec.events import Page
 from api_shim.approval import decide
 from api_shim.body import check_json
@@ -28,10 +29,12 @@ from api_shim.reader import first_page, pages
 
 log = structlog.get_logger(__name__)
 
-#: A socket that sends this many commands that are none is closed.
+#: A socket that sends this many commands that are none, or come too fast, is closed.
 MAX_STRIKES = 3
-#: No one needs more of them on one execution.
-MAX_COMMANDS = 100
+#: Commands that one socket may send at once, and how fast it may send more. A person clicks; a program approves the calls of
+#: a turn, of which ten run at once.
+BURST = 20
+COMMANDS_PER_S = 5.0
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -74,7 +77,12 @@ async def converse(asked: Asked[ConverseParameters, None], websocket: WebSocket)
     _check_origin(asked)
     after = asked.parameters.after
     first = await first_page(asked.shim, asked.caller, asked.execution_id, after=after)
-    await websocket.accept()
+    with asked.shim.streams.one_more(asked.tenant_id):
+        await websocket.accept()
+        await _converse(asked, websocket, first, after=after)
+
+
+async def _converse(asked: Asked[ConverseParameters, None], websocket: WebSocket, first: Page, *, after: int) -> None:
     tasks = {
         asyncio.create_task(_send_frames(asked, websocket, first, after=after)),
         asyncio.create_task(_take_commands(asked, websocket)),
@@ -112,17 +120,26 @@ async def _send_frames(asked: Asked[ConverseParameters, None], websocket: WebSoc
 
 async def _take_commands(asked: Asked[ConverseParameters, None], websocket: WebSocket) -> int:
     """Answer commands until the socket misuses them; return the code to close with."""
-    strikes = 0
-    for _ in range(MAX_COMMANDS):
+    strikes, left, counted_s = 0, float(BURST), time.monotonic()
+    while strikes < MAX_STRIKES:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message["code"])
+        if not asked.shim.credentials.holds(asked.caller):
+            return CLOSE_UNAUTHORIZED
+        now_s = time.monotonic()
+        left, counted_s = min(BURST, left + (now_s - counted_s) * COMMANDS_PER_S), now_s
         command: Command | None = None
         try:
+            if left < 1:
+                raise TooManyCommands(
+                    f"This socket may send {COMMANDS_PER_S:g} commands a second; send it again later."
+                )
+            left -= 1
             command = _command(message.get("text"))
             result = await _obey(asked, command)
         except (AgentExecError, Refused) as error:
-            strikes += isinstance(error, InvalidMessage | Refused)
+            strikes += isinstance(error, InvalidMessage | Refused | TooManyCommands)
             result = CommandResult(
                 command=command.command if command is not None else None,
                 execution_id=asked.execution_id,
@@ -131,8 +148,6 @@ async def _take_commands(asked: Asked[ConverseParameters, None], websocket: WebS
                 tool_call_id=command.tool_call_id if isinstance(command, ResolveApproval) else None,
             )
         await websocket.send_text(result.frame())
-        if strikes == MAX_STRIKES:
-            break
     return CLOSE_ABUSED
 
 

@@ -6,11 +6,9 @@ Owns their parameters and answers. Does not know how a stream is followed, nor h
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Annotated, Any, assert_never
 
 from pydantic import Field
@@ -21,11 +19,21 @@ from agent_exec.contract.command import CancelStatus
 from agent_exec.contract.execution import ExecutionRequest, ExecutionView
 from agent_exec.contract.message import Status
 from agent_exec.contract.model import AgentId, ContractModel, ExecutionId
-from agent_exec.errors import InvalidMessage, NotFound, StorageError
+from agent_exec.errors import NotFound, StorageError
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Listed
+from agent_exec.ledger.ledger import Acceptance, AlreadyOver, CancelRequested, Listed
 from agent_exec.ledger.record import ExecutionRecord
-from api_shim.operation import Asked, NoParameters, Parameters, json_response
+from api_shim.operation import (
+    IDEMPOTENCY_KEY_PATTERN,
+    Asked,
+    Conditional,
+    NoParameters,
+    Parameters,
+    Repeatable,
+    json_response,
+    tagged_response,
+)
+from api_shim.place import Place
 from api_shim.shim import Shim
 
 #: Records are read so many at once: each holds its whole request and response.
@@ -36,14 +44,14 @@ MAX_LOOKS = 500
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
 
 
-class SubmitParameters(Parameters):
+class SubmitParameters(Repeatable):
     """How a submission is repeated safely, and waited for."""
 
     idempotency_key: Annotated[
         str | None,
         Field(
             alias="Idempotency-Key",
-            pattern=r"^[\x21-\x7e]{1,255}$",
+            pattern=IDEMPOTENCY_KEY_PATTERN,
             description="the same key and body within 24 h name the same execution; another body is refused",
         ),
     ] = None
@@ -93,20 +101,9 @@ class CancelAnswer(ContractModel):
 async def submit(asked: Asked[SubmitParameters, ExecutionRequest]) -> Response:
     """Store an execution; answered once it is stored."""
     shim, tenant_id = asked.shim, asked.tenant_id
-    message = submission.message_of(asked.body, tenant_id=tenant_id)
-    acceptance = await shim.run(
-        submission.store(
-            message,
-            open_retention_s=shim.settings.open_retention_s,
-            max_queued=shim.settings.max_queued,
-            idempotency_key=asked.parameters.idempotency_key,
-        )
-    )
-    if not acceptance.replayed:
-        with suppress(StorageError):  # it is stored: whoever looks for lost hints sends this one
-            await shim.run(submission.first_hint(message, acceptance).push())
+    acceptance = await accept(shim, tenant_id, asked.body, idempotency_key=asked.parameters.idempotency_key)
     execution_id = acceptance.execution_id
-    path = f"/v1/executions/{execution_id}"
+    path = path_of(execution_id)
     headers = {"Location": path}
     status: Status = "pending"
     wait_s = asked.parameters.wait_s(longest_s=shim.settings.api_max_wait_s)
@@ -123,21 +120,54 @@ async def submit(asked: Asked[SubmitParameters, ExecutionRequest]) -> Response:
         execution_id=execution_id,
         status=status,
         replayed=acceptance.replayed,
-        links={"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"},
+        links=links(execution_id),
     )
     return json_response(accepted, status=202, headers=headers)
 
 
-async def show(asked: Asked[NoParameters, None]) -> Response:
+async def accept(shim: Shim, tenant_id: str, request: ExecutionRequest, *, idempotency_key: str | None) -> Acceptance:
+    """Store an execution and send its first hint.
+
+    Raises:
+        QueueFull, Conflict, CallbackUrlInvalid, CallbacksNotConfigured, StorageError: it is not stored.
+    """
+    message = submission.message_of(request, tenant_id=tenant_id)
+    acceptance = await shim.run(
+        submission.store(
+            message,
+            open_retention_s=shim.settings.open_retention_s,
+            max_queued=shim.settings.max_queued,
+            idempotency_key=idempotency_key,
+            callback_door=shim.callbacks,
+        )
+    )
+    if acceptance.begins:
+        with suppress(StorageError):  # it is stored: whoever looks for lost hints sends this one
+            await shim.run(submission.first_hint(message, acceptance).push())
+    return acceptance
+
+
+def path_of(execution_id: str) -> str:
+    """Return where an execution is shown."""
+    return f"/v1/executions/{execution_id}"
+
+
+def links(execution_id: str) -> dict[str, str]:
+    """Return where to go on with an execution."""
+    path = path_of(execution_id)
+    return {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
+
+
+async def show(asked: Asked[Conditional, None]) -> Response:
     """Show an execution: its status, and the final response once there is one."""
     record = await asked.shim.run(ledger.look(asked.tenant_id, asked.execution_id))
-    return json_response(record.view(asked.execution_id))
+    return tagged_response(record.view(asked.execution_id), known=asked.parameters.if_none_match)
 
 
 async def list_newest(asked: Asked[ListParameters, None]) -> Response:
     """List executions, newest first."""
     wanted = asked.parameters
-    place = _Place.parse(wanted.cursor, tenant_id=asked.tenant_id)
+    place = Place.parse(wanted.cursor, of=asked.tenant_id)
     is_filtered = wanted.status is not None or wanted.agent_id is not None
     at_once = LOOK_AT_ONCE if is_filtered else min(LOOK_AT_ONCE, wanted.limit)
     found: list[ExecutionView] = []
@@ -148,14 +178,14 @@ async def list_newest(asked: Asked[ListParameters, None]) -> Response:
         )
         records = await asyncio.gather(*[_record(asked, one) for one in listed])
         for one, record in zip(listed, records, strict=True):
-            place = place.behind(one)
+            place = place.behind(one.created_ms)
             if record is not None and _fits(record, wanted):
                 found.append(_without_response(record).view(one.execution_id))
             if len(found) == wanted.limit:
                 break
         looks += len(listed)
         if len(found) == wanted.limit or looks >= MAX_LOOKS:
-            return json_response(ExecutionList(executions=found, next_cursor=place.text(tenant_id=asked.tenant_id)))
+            return json_response(ExecutionList(executions=found, next_cursor=place.text(of=asked.tenant_id)))
         if len(listed) < at_once:
             return json_response(ExecutionList(executions=found))
 
@@ -204,35 +234,3 @@ def _fits(record: ExecutionRecord, wanted: ListParameters) -> bool:
 
 def _without_response(record: ExecutionRecord) -> ExecutionRecord:
     return ExecutionRecord({name: text for name, text in record.fields.items() if name != "response"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a list goes on: behind the first `skip` executions that were accepted at or before `before_ms`."""
-
-    before_ms: int | None = None
-    skip: int = 0
-
-    def behind(self, listed: Listed) -> _Place:
-        """Return the place behind one more execution."""
-        return _Place(listed.created_ms, self.skip + 1 if listed.created_ms == self.before_ms else 1)
-
-    def text(self, *, tenant_id: str) -> str:
-        """Return it as an opaque cursor, good for this tenant alone."""
-        return base64.urlsafe_b64encode(f"{tenant_id}:{self.before_ms}:{self.skip}".encode()).decode().rstrip("=")
-
-    @classmethod
-    def parse(cls, cursor: str | None, *, tenant_id: str) -> _Place:
-        """Read a cursor.
-
-        Raises:
-            InvalidMessage: it is none, or another tenant's.
-        """
-        if cursor is None:
-            return cls()
-        with suppress(ValueError):  # not base64, not ASCII
-            text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-            parts = re.fullmatch(r"([a-z0-9_-]+):(\d{1,15}):(\d{1,9})", text)
-            if parts is not None and parts[1] == tenant_id:
-                return cls(int(parts[2]), int(parts[3]))
-        raise InvalidMessage("This cursor is not one that a list of yours gave. Begin without one.")

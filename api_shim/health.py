@@ -5,13 +5,19 @@ Owns the answers for supervisors and scrapers. Does not know tenants: nothing he
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from agent_exec import server
+from agent_exec.callbacks import callbacks
 from agent_exec.contract.model import ContractModel
+from agent_exec.errors import StorageError
+from agent_exec.notifier_state import notifier_state
+from api_shim.callback_metrics import CallbackMetrics
+from api_shim.notifier_metrics import NotifierMetrics
 from api_shim.operation import Asked, json_response
 
 
@@ -33,5 +39,9 @@ async def ready(asked: Asked[Any, None]) -> Response:
 
 
 async def metrics(asked: Asked[Any, None]) -> Response:
-    """Give this process's counters in Prometheus's text format."""
-    return Response(generate_latest(asked.shim.counters.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Give this process's counters in Prometheus's text format, and where Redis answers how notifier and callbacks stand."""
+    text = generate_latest(asked.shim.counters.registry)
+    with suppress(StorageError):
+        text += generate_latest(NotifierMetrics(await asked.shim.run(notifier_state())))
+        text += generate_latest(CallbackMetrics(await asked.shim.run(callbacks.backlog())))
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -5,10 +5,11 @@ Owns these operations, and which tenants a service may ask about. Does not know 
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from starlette.responses import Response
 
 from agent_exec import configuration
@@ -17,19 +18,28 @@ from agent_exec.errors import Forbidden, InvalidMessage
 from agent_exec.spending.usage import usage
 from api_shim.operation import Asked, NoParameters, Parameters, json_response
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TENANT: TypeAdapter[str] = TypeAdapter(TenantId)
+
+
+def _written_out(value: Any) -> Any:
+    """Refuse what pydantic takes for a day beside one: seconds since 1970."""
+    if isinstance(value, str) and not _DAY.fullmatch(value):
+        raise ValueError("a day is written YYYY-MM-DD")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_written_out)]
 
 
 class UsageParameters(Parameters):
     """Which days, both included."""
 
     first: Annotated[
-        date | None,
+        Day | None,
         Field(validation_alias="from", description="the first day, UTC; without it, the oldest that is kept"),
     ] = None
-    last: Annotated[date | None, Field(validation_alias="to", description="the last day, UTC; without it, today")] = (
-        None
-    )
+    last: Annotated[Day | None, Field(validation_alias="to", description="the last day, UTC; without it, today")] = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

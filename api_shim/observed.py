@@ -14,13 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_shim.counters import Counters
-from api_shim.problem import Refused, problem_response
+from api_shim.problem import PROBLEMS, Refused, problem_response
 
 log = structlog.get_logger(__name__)
 
 #: Eight times what a request of ours needs with a key, a token and a proxy's additions.
 MAX_HEADER_BYTES = 32_000
-_TOO_LARGE = Refused(431, f"The headers have at most {MAX_HEADER_BYTES} bytes.")
+_TOO_LARGE = Refused("headers_too_large", f"The headers have at most {MAX_HEADER_BYTES} bytes.")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,7 +59,8 @@ class Observed:
                 log.exception("request broke")
                 if status:
                     raise
-                await problem_response(RuntimeError())(scope, receive, send_with_id)
+                form = scope.get("state", {}).get("form", PROBLEMS)
+                await problem_response(RuntimeError(), form)(scope, receive, send_with_id)
             finally:
                 took_s = time.perf_counter() - began_s
                 route = scope.get("state", {}).get("route", "none")

@@ -21,11 +21,26 @@ from starlette.routing import Route
 
 from agent_exec.contract.event import Frame
 from agent_exec.contract.model import EXECUTION_ID_PATTERN, ID_PATTERN, OPAQUE_ID_PATTERN
-from api_shim import problem
-from api_shim.operation import Operation
+from api_shim import examples
+from api_shim.operation import OWNED_IDS, Operation
+from api_shim.problem import ErrorForm, sample
 
 #: What a path may name, and how it looks.
-_IN_PATH = {"execution_id": EXECUTION_ID_PATTERN, "tenant_id": ID_PATTERN, "tool_call_id": OPAQUE_ID_PATTERN}
+_IN_PATH = {
+    **dict.fromkeys(OWNED_IDS, EXECUTION_ID_PATTERN),
+    "tenant_id": ID_PATTERN,
+    "tool_call_id": OPAQUE_ID_PATTERN,
+}
+#: The headers that an answer may bear, and what they say.
+_HEADERS = {
+    "ETag": "the tag of this answer, for If-None-Match",
+    "Location": "the path of what was made",
+    "Preference-Applied": "the preference that was honoured",
+    "Retry-After": "seconds after which the request may be sent again",
+    "WWW-Authenticate": "how to say who asks",
+    "X-Should-Retry": "whether the same request may succeed a little later",
+    "X-Request-Id": "the request's own, if it had one of 1–64 letters, digits, `.`, `_`, `-`; it is on its lines in our log",
+}
 _REF = "#/components/schemas/{model}"
 _Schemas = Mapping[Any, dict[str, Any]]  # (model, mode) → its schema
 
@@ -47,71 +62,94 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """Return the document as JSON values."""
     described = [operation for operation in operations if operation.method != "WEBSOCKET"]
     schemas, definitions = models_json_schema(_models(described), ref_template=_REF)
+    followers = {_name(one): one for one in described if _path_parameters(one) == ["execution_id"]}
     paths: dict[str, dict[str, Any]] = {}
     for operation in described:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schemas)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schemas, followers)
     return {
         "openapi": "3.1.1",
         "info": {
             "title": "Agent Execution Service",
             "version": "1",
-            "description": "Submit executions of agents, follow their events, cancel them. The tenant is the API key's.",
+            "description": "Submit executions of agents, follow their events, cancel them. The tenant is the credential's.",
         },
         "paths": paths,
         "components": {
             "schemas": definitions["$defs"],
-            "securitySchemes": {"api_key": {"type": "http", "scheme": "bearer", "bearerFormat": "aek_<id>_<secret>"}},
+            "headers": {name: {"description": said, "schema": {"type": "string"}} for name, said in _HEADERS.items()},
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "an API key, `aek_<id>_<secret>`, or a token (JWT)",
+                }
+            },
         },
     }
 
 
 def _models(operations: Sequence[Operation]) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
     """Return each model once; bodies as they are taken, answers as they are given."""
-    taken = [operation.body for operation in operations if operation.body is not None]
-    given = [model for operation in operations for model in operation.answers.values() if not isinstance(model, str)]
-    wanted: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {}
-    for model in taken:
-        wanted[model, "validation"] = None
-    given += [problem.Problem, Frame]
-    for model in given:
-        wanted[model, "serialization"] = None
+    wanted: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Frame, "serialization"): None}
+    for operation in operations:
+        if operation.body is not None:
+            wanted[operation.body, "validation"] = None
+        wanted[operation.form.body, "serialization"] = None
+        for status in operation.answers:
+            for answer in operation.forms(status):
+                if not isinstance(answer, str):
+                    wanted[answer, "serialization"] = None
     return list(wanted)
 
 
-def _described(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _name(operation: Operation) -> str:
+    return operation.function.__name__
+
+
+def _described(operation: Operation, schemas: _Schemas, followers: Mapping[str, Operation]) -> dict[str, Any]:
+    summary, _, description = (inspect.getdoc(operation.function) or "").partition("\n\n")
     described: dict[str, Any] = {
-        "operationId": operation.function.__name__,
-        "summary": inspect.getdoc(operation.function),
+        "operationId": _name(operation),
+        "summary": summary.replace("\n", " "),
+        "tags": [operation.path.strip("/").removeprefix("v1/").partition("/")[0]],
         "parameters": [*_in_path(operation), *_beside_body(operation)],
-        "responses": _responses(operation, schemas),
-        "security": [] if operation.role is None else [{"api_key": []}],
+        "responses": {**_answers(operation, schemas, followers), **_errors(operation, schemas)},
+        "security": [] if operation.role is None else [{"bearer": []}],
     }
+    if description:
+        described["description"] = description
     if operation.body is not None:
-        schema = schemas[operation.body, "validation"]
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = _content(operation.body, schemas[operation.body, "validation"], is_body=True)
+        for media_type in operation.reads[1:]:
+            example = examples.OF_TEXT[operation.path, media_type]
+            content[media_type] = {"schema": {"type": "string"}, "example": example}
+        described["requestBody"] = {"required": True, "content": content}
     return described
+
+
+def _path_parameters(operation: Operation) -> list[str]:
+    return [name for name in _IN_PATH if f"{{{name}}}" in operation.path]
 
 
 def _in_path(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
-        for name, pattern in _IN_PATH.items()
-        if f"{{{name}}}" in operation.path
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": _IN_PATH[name]}}
+        for name in _path_parameters(operation)
     ]
 
 
 def _beside_body(operation: Operation) -> list[dict[str, Any]]:
-    headers = operation.parameters.headers()
-    properties = operation.parameters.model_json_schema().get("properties", {})
+    headers = operation.taken.headers()
+    whole = operation.taken.model_json_schema()
     return [
         {
             "name": name,
             "in": "header" if name in headers else "query",
-            "required": False,
+            "required": name in whole.get("required", ()),
             "description": schema.pop("description", ""),
             "schema": _without_null(schema),
         }
-        for name, schema in properties.items()
+        for name, schema in whole.get("properties", {}).items()
     ]
 
 
@@ -121,15 +159,56 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return choices[0] if len(choices) == 1 else {name: part for name, part in schema.items() if name != "title"}
 
 
-def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _answers(operation: Operation, schemas: _Schemas, followers: Mapping[str, Operation]) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for status, answer in operation.answers.items():
-        if isinstance(answer, str):
-            content: dict[str, Any] = {answer: {"schema": {"type": "string"}}}
-        else:
-            content = {"application/json": {"schema": schemas[answer, "serialization"]}}
-        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
-    told = {problem.MEDIA_TYPE: {"schema": schemas[problem.Problem, "serialization"]}}
-    for status in operation.errors:
-        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": told}
+    for status in operation.answers:
+        response: dict[str, Any] = {
+            "description": HTTPStatus(status).phrase,
+            "headers": _headers(operation.headers.get(status, ())),
+        }
+        for answer in operation.forms(status):
+            if isinstance(answer, str):
+                example = examples.OF_TEXT[operation.path, answer]
+                content = {answer: {"schema": {"type": "string"}, "example": example}}
+            else:
+                content = _content(answer, schemas[answer, "serialization"])
+                if "execution_id" in answer.model_fields and not _path_parameters(operation):
+                    response["links"] = {name: _link(name) for name in followers}
+            response.setdefault("content", {}).update(content)
+        responses[str(status)] = response
+    return responses
+
+
+def _link(name: str) -> dict[str, Any]:
+    return {"operationId": name, "parameters": {"execution_id": "$response.body#/execution_id"}}
+
+
+def _content(model: type[BaseModel], schema: dict[str, Any], *, is_body: bool = False) -> dict[str, Any]:
+    example = examples.OF_MODEL[model].model_dump(mode="json", exclude_unset=is_body)
+    return {"application/json": {"schema": schema, "example": example}}
+
+
+def _headers(names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in dict.fromkeys([*names, "X-Request-Id"])}
+
+
+def _errors(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+    form: ErrorForm = operation.form
+    responses: dict[str, Any] = {}
+    for error in operation.errors:
+        problem, headers = sample(error)
+        status, body, further = form.of(problem)
+        response = responses.setdefault(
+            str(status),
+            {
+                "description": HTTPStatus(status).phrase,
+                "headers": {},
+                "content": {form.media_type: {"schema": schemas[form.body, "serialization"], "examples": {}}},
+            },
+        )
+        response["headers"] |= _headers([*headers, *further])
+        response["content"][form.media_type]["examples"][problem.code] = {
+            "summary": problem.title,
+            "value": body.model_dump(mode="json"),
+        }
     return responses

@@ -9,20 +9,25 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
-from agent_exec import server
-from agent_exec.api_keys import ApiKeys
+from agent_exec import exposure, server
+from agent_exec.callbacks.door import Door
 from agent_exec.embedded import redis_url
 from agent_exec.errors import StorageUnavailable
+from agent_exec.events import Page
 from agent_exec.script import Call
 from agent_exec.settings import Settings
 from agent_exec.store import Store
 from api_shim.counters import Counters
+from api_shim.credentials import Credentials
 from api_shim.live import Live
+from api_shim.open_streams import OpenStreams
+from api_shim.rates import Rates
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -39,9 +44,19 @@ class Shim:
 
     settings: Settings
     store: Store
-    api_keys: ApiKeys
+    credentials: Credentials
     live: Live
     counters: Counters
+    streams: OpenStreams
+    callbacks: Door
+    rates: Rates
+    #: What readers of events wait for together, by tenant, execution and the sequence behind which they read.
+    reads: dict[tuple[str, str, int], asyncio.Task[Page]] = field(default_factory=dict)
+    uploads: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+    def upload(self, tenant_id: str) -> asyncio.Lock:
+        """Return what a tenant's batches are handed in under, one at a time: each is held in memory until it is stored."""
+        return self.uploads.setdefault(tenant_id, asyncio.Lock())
 
     async def run(self, call: Call[T]) -> T:
         """Run one call of a script, or give it up in time to tell the caller.
@@ -59,18 +74,21 @@ class Shim:
 @asynccontextmanager
 async def opened(settings: Settings, counters: Counters) -> AsyncIterator[Shim]:
     """Open the shim's parts. Redis may be down: nothing waits for it but readiness and those who ask."""
+    exposure.check(settings)
+    exposure.warn(settings)
+    credentials, callbacks = Credentials(settings), Door.of_service(settings)
     url = await asyncio.to_thread(redis_url, settings)
     store, live = Store(url), Live(url)
-    api_keys = ApiKeys(settings.api_keys_file)
-    if api_keys.count() == 0:
+    if credentials.lets_nobody_in:
         log.warning(
-            "no API key lets anybody in: every request will be answered 401",
+            "no API key or token lets anybody in: every request will be answered 401",
             remedy="agent-exec keys create --tenant T, with AGENT_EXEC_API_KEYS_FILE naming the file",
         )
     async with live.running(store.redis):
-        duties = [asyncio.create_task(_drain_on_exit(live)), asyncio.create_task(server.warn(store))]
+        duties = [asyncio.create_task(_drain_on_exit(live)), asyncio.create_task(server.inspect(store, settings))]
         try:
-            yield Shim(settings, store, api_keys, live, counters)
+            streams, rates = OpenStreams(settings.api_max_streams), Rates(settings.api_requests_per_minute)
+            yield Shim(settings, store, credentials, live, counters, streams, callbacks, rates)
         finally:
             for duty in duties:
                 duty.cancel()

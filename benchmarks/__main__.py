@@ -12,8 +12,11 @@ NAMES = [
     "hint_cost",
     "quiet_tenant",
     "streams",
+    "relay",
+    "accept",
     "chain_step",
     "simulation",
+    "notifier_outage",
 ]
 
 

@@ -68,6 +68,12 @@ class Worker:
         self._log.seek(0)
         return self._log.read()[-LAST_CHARS:]
 
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._popen.kill()
+        self._popen.wait()
+        self._log.close()
+
     def stop(self) -> None:
         """Ask it to end, and insist where it has work left."""
         self._popen.terminate()

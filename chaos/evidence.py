@@ -93,6 +93,18 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Callback:
+    """L-hook: a callback as it arrived at its tenant's receiver, its body's digest, and what of its signature is wrong."""
+
+    tenant_id: str
+    execution_id: str
+    at_ms: int
+    digest: str
+    canaries: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
     """An event in an execution's log; `digest` is that of the frame in which it travels."""
 
@@ -124,6 +136,8 @@ class Execution:
     mark: str
     status: str
     log: tuple[Logged, ...]
+    #: Whether its caller asked to be called back.
+    called_back: bool = False
     #: As the record has it.
     response: Mapping[str, Any] | None = field(default=None, hash=False)
     #: As its response stream has it, one an entry.
@@ -216,6 +230,7 @@ class Evidence:
     #: How often each idempotency key took effect, as the tools count it.
     effects: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
     executions: tuple[Execution, ...] = ()
     deaths: tuple[Death, ...] = ()
     outages: tuple[Outage, ...] = ()

@@ -32,6 +32,10 @@ _WORK = (
     keys.outbox(),
     keys.outbox_unacked(),
     keys.outbox_wake(),
+    keys.callbacks(),
+    keys.callbacks_waiting("*"),
+    keys.callbacks_sending("*"),
+    keys.callbacks_dead("*"),
     *keys.FAIR_QUEUE_LISTS,
     f"{keys.fair_queue()}:*",
     "unacked",
@@ -203,6 +207,24 @@ def notices(evidence: Evidence) -> Iterator[Violation]:
         yield Violation("I5", execution_id, "notices of executions that are stored", "it is not stored")
 
 
+def callbacks(evidence: Evidence) -> Iterator[Violation]:
+    """I5: whoever asked for it was called back, after the end, with one body whose signature holds."""
+    bodies: dict[str, set[str]] = defaultdict(set)
+    for arrival in evidence.callbacks:
+        execution = evidence.by_id.get(arrival.execution_id)
+        if arrival.fault is not None:
+            yield Violation("I5", arrival.execution_id, "callbacks whose signature holds", arrival.fault)
+        elif execution is None or not execution.called_back:
+            yield Violation("I5", arrival.execution_id, "callbacks to who asked for them", f"one at {arrival.at_ms}")
+        elif execution.terminal is not None and arrival.at_ms < execution.terminal.at_ms:
+            yield Violation("I5", arrival.execution_id, "called back after the end", f"at {arrival.at_ms}")
+        bodies[arrival.execution_id].add(arrival.digest)
+    for execution in evidence.executions:
+        found = len(bodies[execution.execution_id])
+        if execution.called_back and execution.terminal is not None and found != 1:
+            yield Violation("I5", execution.execution_id, "called back, with one body", f"{found} bodies")
+
+
 def clean(evidence: Evidence) -> Iterator[Violation]:
     """I6: no work, lease or hint is left; every key expires or is one of those that may not; nothing runs on."""
     for key in evidence.keys:
@@ -235,6 +257,7 @@ def tenants(evidence: Evidence) -> Iterator[Violation]:
         ((call.mark, submitted.get(call.mark), call.canaries, "provider call") for call in evidence.calls),
         ((c.key, owners.get(c.execution_id, c.tenant_id), c.canaries, "tool call") for c in evidence.tool_calls),
         ((n.event_id, owners.get(n.execution_id), n.canaries, "frame") for n in evidence.notices),
+        ((c.execution_id, owners.get(c.execution_id), c.canaries, "callback") for c in evidence.callbacks),
     )
     for subject, tenant_id, canaries, what in found:
         own = None if tenant_id is None else canary(tenant_id)
@@ -247,6 +270,9 @@ def tenants(evidence: Evidence) -> Iterator[Violation]:
     for notice in evidence.notices:
         if owners.get(notice.execution_id, notice.tenant_id) != notice.tenant_id:
             yield Violation("I7", notice.event_id, f"tenant {owners[notice.execution_id]}", notice.tenant_id)
+    for callback in evidence.callbacks:
+        if owners.get(callback.execution_id, callback.tenant_id) != callback.tenant_id:
+            yield Violation("I7", callback.execution_id, f"tenant {owners[callback.execution_id]}", callback.tenant_id)
     for tool_call in evidence.tool_calls:
         if owners.get(tool_call.execution_id, tool_call.tenant_id) != tool_call.tenant_id:
             yield Violation("I7", tool_call.key, f"tenant {owners[tool_call.execution_id]}", tool_call.tenant_id)
@@ -305,6 +331,7 @@ INVARIANTS: tuple[Callable[[Evidence], Iterator[Violation]], ...] = (
     gaps,
     steps,
     notices,
+    callbacks,
     clean,
     tenants,
 )

@@ -31,6 +31,8 @@ AGAIN_AFTER_S = (0.1, 0.6)
 GIVING_UP = 0.2
 #: Longer than any fault: a client that still gets no answer has found one.
 PATIENCE_S = 60.0
+#: Of the executions, this share asks to be called back at the end.
+CALLED_BACK = 0.25
 #: A cancel comes this long after the acceptance, so as to meet every step.
 CANCEL_AFTER_S = (0.0, 3.0)
 HTTP_TIMEOUT_S = 10.0
@@ -47,20 +49,21 @@ class Plan:
     door: Literal["http", "client"]
     gives_up: bool
     cancel_after_s: float | None
+    called_back: bool
 
     @property
     def mark(self) -> str:
         """What its prompt begins with."""
         return f"mark-{self.number:06d}"
 
-    @property
-    def request(self) -> ExecutionRequest:
-        """Two tools in one turn, one that reads and one that acts; then an answer from their results."""
+    def request(self, hooks_url: str) -> ExecutionRequest:
+        """Return two tools in one turn, one that reads and one that acts; then an answer from their results."""
         own = canary(self.tenant_id)
         question = (
             f"{self.mark} {own}. What is {self.number} * 7?\nSend a note to {self.mark} saying that {own} was here"
         )
-        return ExecutionRequest(agent_id=AGENT, query=question)
+        hook = f"{hooks_url}/{self.tenant_id}" if self.called_back else None
+        return ExecutionRequest(agent_id=AGENT, query=question, callback_url=hook)
 
 
 def plan(seed: int, number: int, *, cancels: float) -> Plan:
@@ -72,6 +75,7 @@ def plan(seed: int, number: int, *, cancels: float) -> Plan:
         door=chance.choice(("http", "client")),
         gives_up=chance.random() < GIVING_UP,
         cancel_after_s=chance.uniform(*CANCEL_AFTER_S) if chance.random() < cancels else None,
+        called_back=chance.random() < CALLED_BACK,
     )
 
 
@@ -226,6 +230,7 @@ class Door:
         self._http = httpx.Client(base_url=service.shim_url, timeout=HTTP_TIMEOUT_S, trust_env=False)
         self._client: AgentExecClient = service.client()
         self._keys = service.keys
+        self._hooks_url = service.neighbours.hooks_url
 
     def submit(self, mine: Plan, *, key: str) -> str:
         """Return the execution's id.
@@ -234,12 +239,13 @@ class Door:
             Unanswered: come again with the same key.
             Refused: this should not have been.
         """
+        request = mine.request(self._hooks_url)
         if mine.door == "http":
             headers = {"Idempotency-Key": key}
-            body = mine.request.model_dump(mode="json", exclude_unset=True)
+            body = request.model_dump(mode="json", exclude_unset=True)
             return str(self._post(mine.tenant_id, "/v1/executions", body, headers)["execution_id"])
         try:
-            return self._client.submit(mine.request, tenant_id=mine.tenant_id, idempotency_key=key)
+            return self._client.submit(request, tenant_id=mine.tenant_id, idempotency_key=key)
         except (StorageError, QueueFull) as error:
             raise Unanswered from error
         except AgentExecError as error:

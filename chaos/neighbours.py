@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from chaos.evidence import CANARY, Notice, ProviderCall, ToolCall
+from chaos.evidence import CANARY, Callback, Notice, ProviderCall, ToolCall
 from sandbox.supervised import Failed
 
 #: What a request's prompt begins with, so that the provider's journal tells whose a call was.
@@ -31,6 +31,8 @@ class Neighbours:
     def __init__(self, url: str) -> None:
         """Take the address; nothing connects before the first question."""
         self.url = url
+        #: Where callbacks are taken; behind it comes whose they are.
+        self.hooks_url = f"{url}/receiver/hooks"
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
 
     def expect(self, *, agent_id: str, prompts: Mapping[str, str]) -> None:
@@ -82,17 +84,31 @@ class Neighbours:
         )
         return calls, journal["effects"]
 
+    def callbacks(self) -> tuple[Callback, ...]:
+        """Return L-hook."""
+        return tuple(
+            Callback(
+                tenant_id=arrival["path"],
+                execution_id=arrival["webhook_id"],
+                at_ms=arrival["received_at_ms"],
+                digest=arrival["body_sha256"],
+                canaries=tuple(arrival["canaries"]),
+                fault=arrival["fault"],
+            )
+            for arrival in self._whole_journal("/receiver/callbacks", of="callbacks")["callbacks"]
+        )
+
     def frames(self, after: int) -> tuple[int, list[Notice]]:
         """Return L-orch past `after`, and where it ends now; waits a moment for the first."""
         answer = self._get("/orchestrator/frames", after=after, wait_s=LONG_POLL_S)
         last = max((frame["number"] for frame in answer["frames"]), default=after)
         return last, [_notice(frame) for frame in answer["frames"]]
 
-    def _whole_journal(self, path: str) -> Any:
+    def _whole_journal(self, path: str, *, of: str = "calls") -> Any:
         journal = self._get(path)
-        if journal["last"] != len(journal["calls"]):
+        if journal["last"] != len(journal[of]):
             raise Failed(
-                f"{path} has forgotten its oldest calls: run fewer executions, or raise sandbox/journal.py's bound."
+                f"{path} has forgotten its oldest {of}: run fewer executions, or raise sandbox/journal.py's bound."
             )
         return journal
 

@@ -36,11 +36,18 @@ def read_store(url: str) -> tuple[tuple[Execution, ...], tuple[StoredKey, ...]]:
 
 
 def is_idle(url: str) -> bool:
-    """Say whether nothing is left to do: no step to look at, no event to send, no message in a queue."""
+    """Say whether nothing is left to do: no step to look at, no event or callback to send, no message in a queue."""
     store = BlockingStore(url)
     try:
         redis: Any = store.redis
-        work = [keys.pending(), keys.outbox(), keys.outbox_unacked(), keys.fair_message(), keys.fair_lease()]
+        work = [
+            keys.pending(),
+            keys.outbox(),
+            keys.outbox_unacked(),
+            keys.callbacks(),
+            keys.fair_message(),
+            keys.fair_lease(),
+        ]
         return not redis.exists(*work)
     finally:
         store.close()
@@ -58,6 +65,7 @@ def gather(service: Service, load: Load, watcher: Watcher, *, stragglers: list[s
         tool_calls=tool_calls,
         effects=effects,
         notices=tuple(watcher.notices),
+        callbacks=service.neighbours.callbacks(),
         executions=executions,
         deaths=tuple(service.deaths),
         outages=tuple(service.outages),
@@ -88,6 +96,7 @@ def _execution(store: BlockingStore, tenant_id: str, execution_id: str) -> Execu
         tenant_id=record.tenant_id,
         mark=found[0] if found else record.message.payload.query,
         status=record.status,
+        called_back=record.message.metadata.callback_url is not None,
         log=tuple(_log(store, tenant_id, execution_id)),
         response=None if response is None else json.loads(response),
         answers=tuple(json.loads(fields[b"response"]) for _, fields in answers),

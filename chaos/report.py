@@ -57,6 +57,8 @@ def figures(outcome: Outcome, violations: Sequence[Violation]) -> Figures:
         "tool calls in doubt": sum(_in_doubt(one.response) for one in evidence.executions),
         "notices": len(evidence.notices),
         "notices repeated": len(evidence.notices) - len({notice.event_id for notice in evidence.notices}),
+        "callbacks": len({callback.execution_id for callback in evidence.callbacks}),
+        "callbacks repeated": len(evidence.callbacks) - len({callback.execution_id for callback in evidence.callbacks}),
         "cancels answered": len(evidence.cancels),
         "sockets closed by cancels": len(closes_ms),
         "slowest close behind a cancel, ms": max(closes_ms, default=None),

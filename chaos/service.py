@@ -112,7 +112,8 @@ class Service:
 
     def client(self) -> AgentExecClient:
         """Return a client that reaches the store as the service does, faults and all."""
-        return AgentExecClient(self.proxy.url, settings=read_settings())
+        settings = read_settings(callback_allow_http=True, callback_allowed_networks="127.0.0.0/8")
+        return AgentExecClient(self.proxy.url, settings=settings)
 
     def kill_worker(self, number: int) -> bool:
         """Kill the worker in a place; where it is still starting, the next that works. Say whether there was one.

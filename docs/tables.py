@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from agent_exec import errors, keys
 from agent_exec.ledger import life
 from agent_exec.settings import Settings, variable
+from api_shim import problem
 
 DOCS = Path(__file__).parent
 PAGES = {
@@ -44,14 +45,28 @@ def _default(field: Any) -> str:
 
 
 def error_codes() -> str:
-    """Return a row for each error of the tree."""
+    """Return a row for each error of the tree, and for each that HTTP alone knows."""
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.AgentExecError)]
-    rows = [
-        f"| `{kind.code}` | {'yes' if kind.retryable else 'no'} | {inspect.getdoc(kind).splitlines()[0]} |"  # type: ignore[union-attr]  # each has one
-        for kind in sorted(kinds, key=lambda kind: kind.code)
+    rows = {
+        kind.code: _error(
+            kind.code,
+            str(problem.KINDS[kind].status) if kind in problem.KINDS else "",
+            kind.retryable,
+            inspect.getdoc(kind).splitlines()[0],  # type: ignore[union-attr]  # each has one
+        )
+        for kind in kinds
         if not kind.__subclasses__()
-    ]
-    return "\n".join(["| code | a retry may help | what it says |", "| --- | --- | --- |", *rows])
+    }
+    rows |= {
+        code: _error(code, str(refusal.status), refusal.retryable, f"{refusal.title}.")
+        for code, refusal in problem.REFUSALS.items()
+    }
+    head = ["| code | HTTP | a retry may help | what it says |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *(rows[code] for code in sorted(rows))])
+
+
+def _error(code: str, status: str, is_retryable: bool, says: str) -> str:
+    return f"| `{code}` | {status} | {'yes' if is_retryable else 'no'} | {says} |"
 
 
 #: How a key's docstring says what it is: its type, what it holds, when it goes.

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_websocket
+from websockets.asyncio.client import connect as Opening
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
@@ -25,14 +24,15 @@ from websockets.exceptions import (
 from websockets.uri import parse_uri
 
 from agent_exec.errors import SettingsInvalid
+from agent_exec.service_token import ServiceToken
 from agent_exec.settings import Settings
 
 OPEN_TIMEOUT_S = 10.0
 #: A closing handshake that takes longer is with a peer that is gone.
 CLOSE_TIMEOUT_S = 1.0
-#: An idle connection is probed this often, and one that shows no sign of life for as long is dead: a connection that
-#: a proxy has swallowed is noticed within 40 s (faults F45).
-PROBE_AFTER_S = 20.0
+#: An idle connection is probed this often, and one that then shows no sign of life for so long is dead: a connection that
+#: a proxy has swallowed is replaced within 40 s (faults F45), a pause before the next one included.
+PROBE_AFTER_S = 15.0
 SILENCE_S = 20.0
 #: The orchestrator says little: acks and commands.
 MAX_MESSAGE_BYTES = 1_000_000
@@ -108,16 +108,15 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(settings: Settings) -> AsyncIterator[Connection]:
-    """Open the WebSocket; it is closed at the end of the `async with`.
+async def connect(url: str, *, token: str) -> AsyncIterator[Connection]:
+    """Open the WebSocket with our `token`, none if empty; it is closed at the end of the `async with`.
 
     Raises:
         CredentialRefused: 401 or 403.
         ConnectionLost: any other reason why there is no connection.
     """
-    token = settings.service_token.get_secret_value()
-    opening = open_websocket(
-        settings.orchestrator_ws_url,
+    opening = _Opening(
+        url,
         additional_headers={"Authorization": f"Bearer {token}"} if token else {},
         compression=None,  # costs CPU and 64 kB a connection, and gains nothing on frames of 300 bytes
         open_timeout=OPEN_TIMEOUT_S,
@@ -137,7 +136,20 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
     try:
         yield Connection(websocket)
     finally:
-        await websocket.close()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await websocket.close()
+        except TimeoutError:  # behind a full socket `close` waits for ever, before its own time-out begins
+            pass
+        finally:
+            websocket.transport.abort()
+
+
+class _Opening(Opening):
+    """A handshake that follows no redirect: it would carry our token to whomever it names."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
 
 
 def lost(error: ConnectionClosed) -> ConnectionLost:
@@ -158,10 +170,7 @@ def check(settings: Settings) -> None:
         parse_uri(settings.orchestrator_ws_url)
     except InvalidURI as error:
         raise SettingsInvalid(f"AGENT_EXEC_ORCHESTRATOR_WS_URL: {error.msg}. Give a ws:// or wss:// address.") from None
-    if not re.fullmatch(r"[\x21-\x7e]*", settings.service_token.get_secret_value()):
-        raise SettingsInvalid(
-            "AGENT_EXEC_SERVICE_TOKEN holds a space, a line's end or a letter that no header can carry."
-        )
+    ServiceToken(settings).check()
 
 
 @dataclass(slots=True)
@@ -182,10 +191,13 @@ class Backoff:
         if was_acked or lived_s > GOOD_AFTER_S:
             self._failures = 0
 
-    def pause_s(self, *, refused: bool = False) -> float:
-        """Return how long to wait now; long where the token was `refused`, for a retry will hardly help."""
-        if refused:
-            return random.uniform(*REFUSED_PAUSE_S)
+    def pause_s(self) -> float:
+        """Return how long to wait now."""
         ceiling_s = min(self.cap_s, FIRST_PAUSE_S * 2.0 ** min(self._failures, 32))
         self._failures += 1
         return random.uniform(0, ceiling_s)
+
+
+def refused_pause_s() -> float:
+    """Return how long to wait before a token that was refused is shown again: that will hardly help."""
+    return random.uniform(*REFUSED_PAUSE_S)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from agent_exec import keys
 from agent_exec.events import Page, page_of
+from agent_exec.notifier_state import NotifierReport
 from agent_exec.script import Call, Script
 from notifier.protocol import Ack, Position
 
@@ -21,6 +22,8 @@ from notifier.protocol import Ack, Position
 EXECUTIONS_AT_ONCE = 128
 EVENTS_OF_ONE_EXECUTION = 100
 BYTES_AT_ONCE = 1_000_000
+#: What the last active notifier said stays readable where none is active.
+REPORT_KEPT_S = 86_400
 
 _LUA = Path(__file__).parent / "lua"
 _TAKE = Script.load(_LUA / "take.lua")
@@ -73,14 +76,14 @@ def take(*, events: int) -> Call[Taken]:
     )
 
 
-def sent(positions: Sequence[Position], *, holder: str, forget_after_s: int) -> Call[bool]:
-    """Note how far executions were sent; False where `holder` is no longer the active notifier."""
+def sent(positions: Sequence[Position], *, holder: str, forget_after_s: int) -> Call[int | None]:
+    """Note how far executions were sent, and count those that wait now; None where `holder` is not the active notifier."""
     flat = [part for one in positions for part in (one.tenant_id, one.execution_id, one.sequence)]
     return Call(
         _SENT,
         [keys.outbox(), keys.outbox_unacked(), keys.notifier_lease()],
         [holder, keys.execution_prefix(), forget_after_s * 1000, *flat],
-        bool,
+        lambda reply: reply if reply >= 0 else None,
     )
 
 
@@ -126,9 +129,14 @@ def left() -> Call[Left]:
     return Call(_LEFT, [keys.outbox(), keys.outbox_unacked()], [], lambda reply: Left(*reply))
 
 
-def hold(holder: str, *, lease_s: float) -> Call[bool]:
-    """Become the active notifier, or stay it; False where another one is."""
-    return Call(_HOLD, [keys.notifier_lease()], [holder, int(lease_s * 1000)], bool)
+def hold(report: NotifierReport, *, lease_s: float) -> Call[bool]:
+    """Become the active notifier, or stay it, and tell how one stands; False where another one is active."""
+    return Call(
+        _HOLD,
+        [keys.notifier_lease(), keys.notifier_report()],
+        [report.holder, int(lease_s * 1000), report.model_dump_json(), REPORT_KEPT_S * 1000],
+        bool,
+    )
 
 
 def let_go(holder: str) -> Call[bool]:

@@ -1,14 +1,15 @@
-"""What is said on the WebSocket: what the orchestrator may say, how it is answered, and what is on its way to it.
+"""What is said on the WebSocket, and our end of it without the socket: what is on its way, what has arrived, what was heard.
 
-Owns the parsing of messages, and the window of frames whose arrival is not known. Does not know sockets or Redis. The
-events' own frames are `agent_exec.events.Page.frame`; a command's answer is `agent_exec.contract.command.CommandResult`.
+Owns the parsing of messages, the window of frames whose arrival is not known, and the acknowledgements that are not noted
+yet. Does not know sockets or Redis. The events' own frames are `agent_exec.events.Page.frame`; a command's answer is
+`agent_exec.contract.command.CommandResult`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -18,6 +19,8 @@ from agent_exec.contract.model import EXECUTION_ID_PATTERN, ContractModel, Execu
 
 #: What an IEEE double, hence Lua and JavaScript, counts without a gap; no execution has as many events.
 MAX_SEQUENCE = 2**53 - 1
+#: Acks that wait to be noted; an orchestrator that floods us finds the rest ignored, and may say it again.
+MAX_WAITING_ACKS = 10_000
 #: A number of at most 15 digits is below `MAX_SEQUENCE`.
 _EVENT_ID_PATTERN = rf"{EXECUTION_ID_PATTERN.removesuffix('$')}:[1-9][0-9]{{0,14}}$"
 
@@ -123,43 +126,91 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """What has been sent when a ping goes out. Its pong says that all of it has reached the other socket."""
+class Unsettled:
+    """How far executions have come, that is not noted yet: by the orchestrator's word, and by its socket's."""
 
-    frames: int
-    positions: Sequence[Position]
+    acks: Sequence[Ack]
+    received: Sequence[Position]
 
 
-@dataclass(slots=True)
-class Window:
-    """The frames on their way, at most `size`, and how far each execution has been sent since the last probe."""
+class Conversation:
+    """Our end of one connection. Frames (`sent`) and pings (`ping`) go out, pongs (`pong`), messages (`heard`) come in."""
 
-    size: int
-    on_their_way: int = 0
-    _unprobed: int = 0
-    _positions: dict[str, Position] = field(default_factory=dict)
+    def __init__(self, *, window: int, ignore: Callable[[str], None]) -> None:
+        """Have at most `window` frames on their way; `ignore` is told the reason of each message that is ignored."""
+        self._window = window
+        self._ignore = ignore
+        #: Frames, and how far executions have come by them, since the last ping; and those before it, if it is not answered.
+        self._after_ping = 0
+        self._sent_after: dict[str, Position] = {}
+        self._before_ping = 0
+        self._sent_before: dict[str, Position] = {}
+        #: What is not noted yet.
+        self._acks: dict[str, Ack] = {}
+        self._received: dict[str, Position] = {}
 
     @property
     def room(self) -> int:
-        """How many more frames may be sent before another probe is answered."""
-        return self.size - self.on_their_way
+        """How many more frames may be sent before another ping is answered."""
+        return self._window - self._before_ping - self._after_ping
+
+    @property
+    def is_half_empty(self) -> bool:
+        """Whether more than half of the window is room."""
+        return self.room > self._window // 2
 
     def sent(self, position: Position, *, frames: int) -> None:
         """Count `frames` of one execution that were sent, the last of them at `position`."""
-        self.on_their_way += frames
-        self._unprobed += frames
-        self._positions[position.execution_id] = position
+        self._after_ping += frames
+        self._sent_after[position.execution_id] = position
 
-    def probe(self) -> Probe:
-        """Return what a ping that goes out now will be the proof of."""
-        probe = Probe(self._unprobed, list(self._positions.values()))
-        self._unprobed = 0
-        self._positions.clear()
-        return probe
+    def ping(self) -> None:
+        """Note that a ping goes out, the only one: its pong proves that all that was sent before it has arrived."""
+        self._before_ping, self._sent_before = self._after_ping, self._sent_after
+        self._after_ping, self._sent_after = 0, {}
 
-    def arrived(self, probe: Probe) -> None:
-        """Make room: the probe was answered."""
-        self.on_their_way -= probe.frames
+    def pong(self) -> None:
+        """Take the answer to the ping: there is room again, and what was sent before it has reached the other socket."""
+        self._received |= self._sent_before
+        self._before_ping, self._sent_before = 0, {}
+
+    def sends_again(self, execution_id: str) -> None:
+        """Let nothing that was sent or said before prove what is sent again of an execution."""
+        for positions in (self._sent_before, self._sent_after, self._received):
+            positions.pop(execution_id, None)
+        self._acks.pop(execution_id, None)
+
+    def heard(self, message: str | bytes) -> Command | BadCommand | None:
+        """Take a message; return what it asks for, if it asks for anything."""
+        match hear(message):
+            case Ack() as ack:
+                self._note(ack)
+            case Ignored(reason):
+                self._ignore(reason)
+            case CancelExecution() | ResolveApproval() | ReplayFrom() | BadCommand() as command:
+                return command
+            case other:
+                assert_never(other)
+        return None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits for `unsettled`."""
+        return not (self._acks or self._received)
+
+    def unsettled(self) -> Unsettled:
+        """Return what is to be noted now, each thing once."""
+        taken = Unsettled(list(self._acks.values()), list(self._received.values()))
+        self._acks.clear()
+        self._received.clear()
+        return taken
+
+    def _note(self, ack: Ack) -> None:
+        earlier = self._acks.get(ack.execution_id)
+        if earlier is None and len(self._acks) >= MAX_WAITING_ACKS:
+            self._ignore("too_many_acks")
+        elif earlier is None or earlier.sequence < ack.sequence:
+            self._acks[ack.execution_id] = ack
 
 
 def _execution_id(said: dict[str, Any]) -> str | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
+import msgspec
 from pydantic import SecretStr
 
 from agent_exec.contract.completion import CompletionRequest, Usage
@@ -41,8 +42,8 @@ HTTP_REFUSALS = 300
 NO_KEY = "none"
 
 
-class HttpResponse(Protocol):
-    """What lies beneath an SDK's response; the same in both versions of httpx."""
+class Answer(Protocol):
+    """An HTTP response whose body is still to come; the same in both versions of httpx."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -54,19 +55,13 @@ class HttpResponse(Protocol):
         """The body as it arrives. What httpx and the SDK would do to each piece of it is undone or done by us."""
         ...
 
-
-class Answer(Protocol):
-    """An SDK's response whose body is still to come."""
-
-    http_response: HttpResponse
-
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Give the connection back, or close it if the body was not read to its end."""
         ...
 
 
-#: Sends a body with a key.
-Ask = Callable[[dict[str, Any], SecretStr], AbstractAsyncContextManager[Answer]]
+#: Sends a body, JSON, with a key.
+Ask = Callable[[bytes, SecretStr], Awaitable[Answer]]
 
 
 class ChatEndpoint:
@@ -102,7 +97,7 @@ class ChatEndpoint:
         """Close every connection; streams still open break with `ProviderUnreachable`."""
         self.closed = True
         for answer in list(self.answers):
-            await answer.close()  # wakes its reader; the end of the client does not
+            await answer.aclose()  # wakes its reader; the end of the client does not
         await self._close()
 
 
@@ -172,17 +167,18 @@ class ChatCall:
         patience = self._endpoint.patience
         self._started_at_s = asyncio.get_running_loop().time()
         head_by_s = self._started_at_s + min(patience.first_token_s, patience.total_s)
-        body = request_body(self._request, dialect=self._endpoint.dialect)
+        body = msgspec.json.encode(request_body(self._request, dialect=self._endpoint.dialect))
         self._asked = True
         try:
             async with asyncio.timeout_at(head_by_s):
-                answer = await self._stack.enter_async_context(self._endpoint.ask(body, self._key))
+                answer = await self._endpoint.ask(body, self._key)
         except self._failures.caught as error:
             self._asked = _is_ours(error)
             if (refusal := getattr(error, "response", None)) is not None:
                 self.quota = read_quota(refusal.headers)
             raise self._translated(error) from None
-        self.quota = read_quota(answer.http_response.headers)
+        self._stack.push_async_callback(answer.aclose)
+        self.quota = read_quota(answer.headers)
         self._endpoint.answers.add(answer)
         self._stack.callback(self._endpoint.answers.discard, answer)
         deltas = self._deltas(answer)
@@ -207,9 +203,9 @@ class ChatCall:
         end_at_s = self._started_at_s + patience.total_s
         next_at_s = self._started_at_s + patience.first_token_s
         since_s = self._started_at_s
-        if (encoding := answer.http_response.headers.get("content-encoding", IDENTITY).lower()) != IDENTITY:
+        if (encoding := answer.headers.get("content-encoding", IDENTITY).lower()) != IDENTITY:
             raise self._failures.failure(ProviderProtocol, f"it is packed as {encoding}, which we did not ask for")
-        pieces = aiter(answer.http_response.stream)
+        pieces = aiter(answer.stream)
         try:
             while not chat.finished:
                 self._check_open()

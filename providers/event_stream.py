@@ -49,6 +49,12 @@ class EventStream:
         """
         if not piece:
             return []
+        if piece.startswith(b"data: {") and piece.endswith(b"}\n\n") and self._is_between_events:
+            only = piece[6:-2]
+            if (
+                len(only) <= MAX_EVENT_BYTES and b"\n" not in only and b"\r" not in only
+            ):  # one event, as most servers send
+                return [Event(b"", only)]
         if self._after_cr:
             piece = piece.removeprefix(b"\n")
         self._after_cr = piece.endswith(b"\r")
@@ -65,6 +71,10 @@ class EventStream:
         if len(self._tail) > MAX_EVENT_BYTES:
             raise EventTooLong
         return events
+
+    @property
+    def _is_between_events(self) -> bool:
+        return not (self._at_start or self._tail or self._data or self._name or self._after_cr)
 
     def end(self) -> list[Event]:
         """Return what the last bytes hold: servers leave out the blank line that the standard asks for."""

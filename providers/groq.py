@@ -22,8 +22,9 @@ from providers.patience import Patience
 from providers.price import Tariff
 from providers.request_body import Dialect
 
-#: Given to the SDK, which otherwise reads the environment behind the settings' back. It adds `/openai/v1` itself.
+#: Given to the SDK, which otherwise reads the environment behind the settings' back.
 GROQ_URL = "https://api.groq.com"
+PATH = "/openai/v1/chat/completions"
 
 KINDS: Kinds = {
     **TRANSPORT_KINDS,
@@ -68,17 +69,9 @@ def groq_endpoint(*, base_url: str | None, patience: Patience) -> ChatEndpoint:
 
 
 def _asker(client: AsyncGroq) -> Ask:
-    completions = client.chat.completions.with_streaming_response
-
-    def ask(body: dict[str, Any], key: SecretStr) -> Any:
-        # As `extra_body` the SDK sends it as it is: its own arguments know no `stream_options`, and it would walk each
-        # message of the conversation in search of names to translate, at more CPU than the rest of the request.
-        return completions.create(
-            model=body["model"],
-            messages=[],
-            stream=True,
-            extra_body=body,
-            extra_headers={"Authorization": f"Bearer {key.get_secret_value()}"},
-        )
+    async def ask(body: bytes, key: SecretStr) -> Any:
+        # As in openai.py; besides, its own arguments know no `stream_options`.
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
+        return await client.post(PATH, cast_to=httpx.Response, content=body, options={"headers": headers}, stream=True)
 
     return ask

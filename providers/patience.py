@@ -59,7 +59,7 @@ class Alarm:
         self._at_s = until_s
         if self._timer is None or until_s < self._timer.when():
             self._set()
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         others = task.cancelling()
         self._waiting, self._rang = task, False

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agent_exec.contract.agent import AgentConfig, Budget, Limits, ModelChoice, Retrieval, Tenant
+from agent_exec.contract.agent import AgentConfig, Budget, Limits, ModelChoice, Retrieval, SubAgent, Tenant
 from agent_exec.contract.model import TenantId
 from sandbox.journal import Journal
 from sandbox.neighbour import Refused, body_of, guarded, neighbour, number_in
@@ -54,6 +54,23 @@ SEED_AGENTS: tuple[tuple[TenantId, AgentConfig], ...] = (
             model="sandbox-1",
             system_prompt="You write notes, and publish them once a person has agreed.",
             tools=["send_note", "publish_note"],
+        ),
+    ),
+    (
+        "acme",
+        AgentConfig(
+            agent_id="concierge",
+            version="1",
+            agent_type="interactive",
+            provider="openai",
+            model="sandbox-1",
+            system_prompt="You answer no question yourself: you ask the agent that knows.",
+            agents=[
+                SubAgent(agent_id="desk", description="Asks the help desk: sums, times and units."),
+                SubAgent(
+                    agent_id="editor", name="ask_the_editor", description="Has the editor write or publish a note."
+                ),
+            ],
         ),
     ),
     (

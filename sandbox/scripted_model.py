@@ -164,6 +164,8 @@ def _sentence(result: _Result) -> str:
             return f"The note to {recipient} is {'sent' if name == 'send_note' else 'published'}."
         case "slow", {"slept_s": seconds}:
             return f"I waited {_plain(seconds)} seconds."
+        case name, str(text) if name.startswith("ask_"):
+            return f"{name.removeprefix('ask_').replace('_', ' ').capitalize()} says: {text}"
         case name, _:
             return f"{_spoken(name).capitalize()} answered: {_said(content)}."
 

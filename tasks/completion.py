@@ -16,14 +16,15 @@ from agent_exec.contract.model import JsonObject
 from agent_exec.contract.tool import ToolCall
 from agent_exec.errors import ProviderError, ProviderProtocol
 from agent_exec.ledger.ledger import Event
+from agent_exec.ledger.parent import child_id
 from providers.provider import Finished, Reasoning, Text
 from tasks.allowance import cut_short
-from tasks.journal import Journal
+from tasks.journal import Journal, tool_call_step
 from tasks.next_step import Fail, Finish, Next, after_completion
 from tasks.provider_call import Passage, after_failure, paid, passage
 from tasks.route import Ask
 from tasks.step import Done, Step
-from tasks.token_stream import TokenStream, token_event
+from tasks.token_stream import TokenStream
 from tasks.window import show
 
 
@@ -32,9 +33,8 @@ async def complete(step: Step) -> Done:
     passed = await passage(step, lambda ask: _request(step, ask))
     if not isinstance(passed, Passage):
         return Done("null", [], passed)
-    step.tokens = tokens = TokenStream(
-        step.resources.store, step.claim.hold, flush_ms=step.resources.settings.token_flush_ms
-    )
+    so_far = int(step.claim.execution.fields["sequence"])
+    step.tokens = tokens = TokenStream(step.resources.teller, step.claim.hold, events=so_far)
     try:
         answer = await _answer(step, passed, tokens)
     except ProviderError as error:
@@ -43,10 +43,10 @@ async def complete(step: Step) -> Done:
     rest = await tokens.rest()
     follows = _after(step, passed, answer)
     is_final = not answer.tool_calls and isinstance(follows, Finish | Fail)  # and no answer to be mended
-    last_words = [token_event(rest, is_final=is_final)] if rest or is_final else []
+    last_words = [tokens.event(rest, is_final=is_final)] if rest or is_final else []
     return Done(
         result=answer.model_dump_json(),
-        events=[*last_words, *[_requested(call, step.number) for call in answer.tool_calls]],
+        events=[*last_words, *[_requested(step, call, index) for index, call in enumerate(answer.tool_calls)]],
         next=follows,
     )
 
@@ -129,10 +129,17 @@ def _told_apart(calls: Sequence[ToolCall], journal: Journal) -> list[ToolCall]:
     return apart
 
 
-def _requested(call: ToolCall, turn: int) -> Event:
+def _requested(step: Step, call: ToolCall, index: int) -> Event:
     try:
         arguments = call.decoded_arguments()
     except ValueError:
         arguments = call.arguments
-    asked = ToolCallRequestedData(tool_call_id=call.id, name=call.name, arguments=arguments, turn=turn)
+    asks_agent = step.journal.fixed.config.sub_agent(call.name) is not None
+    asked = ToolCallRequestedData(
+        tool_call_id=call.id,
+        name=call.name,
+        arguments=arguments,
+        turn=step.number,
+        child_execution_id=child_id(step.ref.execution_id, tool_call_step(step.number, index)) if asks_agent else None,
+    )
     return Event(EventName.TOOL_CALL_REQUESTED, asked.model_dump_json())

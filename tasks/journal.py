@@ -6,6 +6,7 @@ Owns the shape of each step's result and the names of steps. Does not know Redis
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from typing import Annotated
 
 from pydantic import Field, JsonValue
 
@@ -49,7 +50,7 @@ def read_by(step: str) -> list[str]:
         return []
     turn = int(step.split(".")[1])
     journaled = [result_field(PROMPT_STEP), result_field(completion_step(turn))]
-    return ["tenant", "agent", "wish", "cancel_ms", "deadline_ms", *journaled]
+    return ["tenant", "agent", "wish", "cancel_ms", "deadline_ms", "linked", *journaled]
 
 
 class Snapshot(ContractModel):
@@ -61,10 +62,31 @@ class Snapshot(ContractModel):
     tools: list[ToolDefinition] = Field(default_factory=list)
 
 
+class Below(ContractModel):
+    """What children have used, with all below them: what was of use, what was not, and what counts to their number."""
+
+    usage: Usage = Usage()
+    wasted: Usage = Usage()
+    turns: Annotated[int, Field(ge=0)] = 0
+    tool_calls: Annotated[int, Field(ge=0)] = 0
+
+    def plus(self, other: Below) -> Below:
+        """Return the sum."""
+        return Below(
+            usage=self.usage.plus(other.usage),
+            wasted=self.wasted.plus(other.wasted),
+            turns=self.turns + other.turns,
+            tool_calls=self.tool_calls + other.tool_calls,
+        )
+
+
 class JournaledCall(ToolCallRecord):
-    """A finished tool call: the record that everybody sees, and what the model alone is shown in place of its result."""
+    """A finished tool call: the record that everybody sees; what the model alone is shown in place of its result; and where
+    it asked another agent, what that has used.
+    """
 
     unredacted: Json = None
+    below: Below | None = None
 
     @property
     def shown(self) -> JsonValue:
@@ -162,15 +184,44 @@ class Journal:
 
     def tool_records(self, turn: int) -> list[JournaledCall]:
         """Return the finished calls of a turn, in the order in which the model made them."""
-        stored = [
-            self.execution.result(tool_call_step(turn, index)) for index in range(len(self.turns[turn - 1].tool_calls))
-        ]
-        return [JournaledCall.model_validate_json(one) for one in stored if one is not None]
+        return self._calls[turn - 1]
 
-    @cached_property
+    @property
     def all_tool_records(self) -> list[ToolCallRecord]:
         """All finished tool calls."""
-        return [record for turn in range(1, len(self.turns) + 1) for record in self.tool_records(turn)]
+        return [record for records in self._calls for record in records]
+
+    @cached_property
+    def _calls(self) -> list[list[JournaledCall]]:
+        """The finished calls of each turn."""
+        results = [
+            [self.execution.result(tool_call_step(turn, index)) for index in range(len(answer.tool_calls))]
+            for turn, answer in enumerate(self.turns, start=1)
+        ]
+        return [
+            [JournaledCall.model_validate_json(result) for result in of_turn if result is not None]
+            for of_turn in results
+        ]
+
+    def before_tools_of(self, turn: int) -> Journal:
+        """Return the journal as it was when the model had spoken in `turn` and none of its calls had ended."""
+        prefix = result_field(f"tool_call.{turn}.")
+        fields = self.execution.fields
+        return Journal(ExecutionRecord({name: text for name, text in fields.items() if not name.startswith(prefix)}))
+
+    @cached_property
+    def below(self) -> Below:
+        """What the agents that it has asked have used, with all below them."""
+        total = Below()
+        for record in (record for records in self._calls for record in records):
+            if record.below is not None:
+                total = total.plus(record.below)
+        return total
+
+    @property
+    def tool_calls(self) -> int:
+        """How many tool calls were asked for, here and below."""
+        return sum(len(answer.tool_calls) for answer in self.turns) + self.below.tool_calls
 
     @property
     def repairs(self) -> int:
@@ -179,17 +230,24 @@ class Journal:
 
     @cached_property
     def usage(self) -> Usage:
-        """The tokens and the money of all turns, and of what was summed up between them."""
-        total = Usage()
+        """The tokens and the money of all turns, of what was summed up between them, and of the agents that were asked."""
+        total = self.below.usage
         for usage in (*(answer.usage for answer in self.turns), *(summary.usage for summary in self._summed_up)):
             total = total.plus(usage)
         return total
 
     @cached_property
+    def wasted(self) -> Usage:
+        """What attempts have used that came to nothing, below included; of the money, what is known."""
+        total = self.below.wasted.known
+        for usage in (*(answer.wasted for answer in self.turns), *(summary.wasted for summary in self._summed_up)):
+            total = total.plus(usage.known)
+        return total
+
+    @cached_property
     def spent(self) -> Usage:
         """What all of it has used, attempts that failed included; of the money, what is known."""
-        total = Usage()
-        answers = [usage for answer in self.turns for usage in (answer.usage, answer.wasted)]
-        for usage in (*answers, *(usage for one in self._summed_up for usage in (one.usage, one.wasted))):
-            total = total.plus(usage.model_copy(update={"cost_usd": usage.cost_usd or 0.0}))
+        total = self.wasted.plus(self.below.usage.known)
+        for usage in (*(answer.usage for answer in self.turns), *(summary.usage for summary in self._summed_up)):
+            total = total.plus(usage.known)
         return total

@@ -17,11 +17,12 @@ from typing import Any
 import structlog
 from celery.signals import worker_shutting_down
 
-from agent_exec import server
+from agent_exec import exposure, server
 from agent_exec.settings import read_settings
 from tasks.attempt import end_at
 from tasks.leases import Leases
 from tasks.resources import Resources, open_resources
+from tasks.schedules import keep_schedules
 from tasks.upkeep import keep_up
 
 log = structlog.get_logger(__name__)
@@ -31,10 +32,19 @@ log = structlog.get_logger(__name__)
 async def lifespan(_app: Any) -> AsyncIterator[Resources]:
     """Open the resources and do the duties for as long as the worker's loop runs (`worker_lifespan` in celeryconfig.py)."""
     settings = read_settings()
+    exposure.warn(settings)
     async with contextlib.AsyncExitStack() as stack:
         resources = await stack.enter_async_context(open_resources(settings))
         store = resources.store
-        for duty in (resources.leases.beat(), keep_up(store, end_at=partial(end_at, resources)), server.warn(store)):
+        upkeep, inspection = keep_up(store, end_at=partial(end_at, resources)), server.inspect(store, settings)
+        for duty in (
+            resources.leases.beat(),
+            upkeep,
+            resources.links.keep_sending(),
+            resources.batches.keep_feeding(),
+            keep_schedules(store, settings),
+            inspection,
+        ):
             await stack.enter_async_context(_background(duty))
         stack.enter_context(_handing_back(resources.leases, after_s=settings.shutdown_grace_s))
         yield resources

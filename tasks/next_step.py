@@ -171,10 +171,11 @@ def _unfit(answer: CompletionResponse, faults: list[str]) -> OutputInvalid:
 
 
 def _exceeded(answer: CompletionResponse, *, turn: int, journal: Journal, limits: Limits) -> str | None:
-    calls = len(journal.all_tool_records) + len(answer.tool_calls)
+    calls = journal.tool_calls + len(answer.tool_calls)
+    turns = turn + journal.below.turns
     used = journal.usage.plus(answer.usage)
-    if turn >= limits.max_turns:
-        return f"The model wants another turn after {turn}; max_turns is {limits.max_turns}."
+    if turns >= limits.max_turns:
+        return f"The model wants another turn after {turns}; max_turns is {limits.max_turns}."
     if calls > limits.max_tool_calls:
         return f"The model asked for {calls} tool calls in all; max_tool_calls is {limits.max_tool_calls}."
     if used.total_tokens >= limits.max_total_tokens:

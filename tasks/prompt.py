@@ -14,6 +14,7 @@ from agent_exec.configuration import Edition
 from agent_exec.contract.agent import AgentConfig, NamedToolChoice, Tenant
 from agent_exec.contract.event import EventName, ProgressData
 from agent_exec.contract.message import Message
+from agent_exec.contract.model import MAX_TOOLS
 from agent_exec.contract.tool import ToolDefinition
 from agent_exec.errors import PromptInvalid
 from agent_exec.ledger.ledger import Event
@@ -22,6 +23,7 @@ from tasks.journal import PROMPT_STEP, Snapshot
 from tasks.next_step import after_prompt
 from tasks.step import Done, Step
 from tasks.structured import check_schema
+from tasks.sub_agent import definition
 from tasks.template import render
 
 #: What a message may give parts of.
@@ -52,7 +54,8 @@ async def prepare(step: Step) -> Done:
 
 async def _config(step: Step, message: Message, edition: Edition) -> tuple[AgentConfig, Tenant]:
     """A configuration that names its agent is a whole one and stands for itself: nothing is fetched, so that the tenant
-    counts as of the smallest plan. Anything less is laid over Agent Management's.
+    counts as of the smallest plan. Anything less is laid over Agent Management's, but for the limits of a child: what its
+    parent has left for it allows it no more than its own do.
     """
     overrides: dict[str, Any] = message.payload.agent_config.model_dump(exclude_unset=True, exclude_none=True)
     management = step.resources.management
@@ -63,6 +66,9 @@ async def _config(step: Step, message: Message, edition: Edition) -> tuple[Agent
         await step.resources.shares.note(tenant)
         stored = await management.agent(message.tenant_id, message.agent_id, edition=edition)
         whole = _laid_over(stored.model_dump(), overrides)
+        granted = message.payload.agent_config.limits
+        if step.claim.execution.parent is not None and granted is not None:
+            whole["limits"] = stored.limits.least(granted).model_dump()
     try:
         config = AgentConfig.model_validate(whole)
     except ValidationError as error:
@@ -73,7 +79,13 @@ async def _config(step: Step, message: Message, edition: Edition) -> tuple[Agent
 
 def _check(config: AgentConfig) -> None:
     """Refuse what no turn could keep, before one is paid for."""
-    if isinstance(config.tool_choice, NamedToolChoice) and config.tool_choice.name not in config.tools:
+    names = config.tool_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PromptInvalid(f"The agent has several tools by the name {', '.join(twice)}; give its agents other names.")
+    if len(names) > MAX_TOOLS:
+        raise PromptInvalid(f"The agent has {len(names)} tools and agents to ask; at most {MAX_TOOLS} may be.")
+    if isinstance(config.tool_choice, NamedToolChoice) and config.tool_choice.name not in names:
         raise PromptInvalid(f"The agent's tool_choice names '{config.tool_choice.name}', which is none of its tools.")
     if config.response_format is not None:
         try:
@@ -92,9 +104,12 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _tools(step: Step, message: Message, config: AgentConfig, edition: Edition) -> list[ToolDefinition]:
-    """The definitions of the agent's tools, in its order."""
-    if not config.tools or config.tool_choice == "none":  # what is not offered cannot be called either
+    """The definitions of the agent's tools, in its order, and behind them of the agents that it may ask."""
+    if config.tool_choice == "none":  # what is not offered cannot be called either
         return []
+    agents = [definition(agent) for agent in config.agents]
+    if not config.tools:
+        return agents
     tools = step.resources.tools
     offered = await tools.offered(message.tenant_id, message.agent_id, config.tools, edition=edition)
     missing = [name for name in config.tools if name not in offered]
@@ -103,4 +118,4 @@ async def _tools(step: Step, message: Message, config: AgentConfig, edition: Edi
             f"The Tool Registry does not offer {', '.join(missing)} to agent '{message.agent_id}'; register the tool, or "
             "take it out of the agent's tools."
         )
-    return [offered[name] for name in config.tools]
+    return [*(offered[name] for name in config.tools), *agents]

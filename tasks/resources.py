@@ -11,12 +11,16 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from agent_exec.callbacks.door import Door
 from agent_exec.embedded import redis_url
+from agent_exec.service_token import ServiceToken
 from agent_exec.settings import Settings
 from agent_exec.store import Store
 from providers.catalog import Providers
 from providers.gate import Gate
+from tasks.batches import Feeder
 from tasks.leases import Leases
+from tasks.links import Sender
 from tasks.neighbours.http import Neighbour
 from tasks.neighbours.management import AgentManagement
 from tasks.neighbours.orchestrator import Orchestrator
@@ -24,15 +28,19 @@ from tasks.neighbours.registry import ToolRegistry
 from tasks.neighbours.tools import Tools, open_tools
 from tasks.quarantine import Quarantine
 from tasks.shares import Shares
+from tasks.token_stream import Teller
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Settings, the store, the leases, the neighbours, the providers and the gate to them."""
+    """Settings, the store, the leases, the teller of tokens, the neighbours, the providers and the gate to
+    them; what callbacks are accepted by; the sender of what follows an execution in a canvas; and the feeder of batches.
+    """
 
     settings: Settings
     store: Store
     leases: Leases
+    teller: Teller
     quarantine: Quarantine
     shares: Shares
     providers: Providers
@@ -40,6 +48,9 @@ class Resources:
     management: AgentManagement
     tools: Tools
     orchestrator: Orchestrator
+    callbacks: Door
+    links: Sender
+    batches: Feeder
     worker: str
 
 
@@ -51,8 +62,12 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(store.aclose)
         providers = Providers(settings)
         stack.push_async_callback(providers.aclose)
+        token = ServiceToken(settings)
+        token.check()
         management, registry, orchestrator = [
-            await stack.enter_async_context(_neighbour(settings, name, url))
+            await stack.enter_async_context(
+                Neighbour(name, url, token=token.current, timeout_s=settings.neighbour_timeout_s)
+            )
             for name, url in (
                 ("Agent Management", settings.agent_management_url),
                 ("Tool Registry", settings.tool_registry_url),
@@ -66,6 +81,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             settings=settings,
             store=store,
             leases=Leases(store, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s),
+            teller=Teller(store, flush_ms=settings.token_flush_ms, flush_bytes=settings.token_flush_bytes),
             quarantine=Quarantine(),
             shares=Shares(store, keep_s=settings.open_retention_s),
             providers=providers,
@@ -73,9 +89,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             management=AgentManagement(management, ttl_s=settings.config_ttl_s),
             tools=tools,
             orchestrator=Orchestrator(orchestrator),
+            callbacks=Door.of_service(settings),
+            links=Sender(store, retention_s=settings.retention_s),
+            batches=Feeder(store, settings),
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )
-
-
-def _neighbour(settings: Settings, name: str, url: str) -> Neighbour:
-    return Neighbour(name, url, token=settings.service_token.get_secret_value(), timeout_s=settings.neighbour_timeout_s)

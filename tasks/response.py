@@ -11,8 +11,12 @@ from typing import Any
 
 from agent_exec.contract.completion import CompletionResponse, Usage
 from agent_exec.contract.execution import ErrorDetail, FinalResponse, Output
+from agent_exec.contract.message import Metadata
 from agent_exec.errors import AgentExecError, ExecutionError, ExecutionFailed
 from tasks.journal import Journal
+
+#: What of a message's metadata comes back; the rest says what is to be done.
+CALLERS = set(Metadata.model_fields)
 
 
 def completed(journal: Journal, answer: CompletionResponse, *, structured: Any, at_ms: float) -> FinalResponse:
@@ -62,12 +66,14 @@ def _response(
         usage=journal.usage if paid is None else journal.usage.plus(paid),
         tool_calls=journal.all_tool_records,
         turns=len(turns),
+        finish_reason=last.finish_reason if last is not None else None,
+        parent_execution_id=execution.parent.execution_id if execution.parent is not None else None,
         provider=chosen.provider if chosen is not None else None,
         model=chosen.model if chosen is not None else None,
         created_at=execution.created_at,
         started_at=execution.started_at,
         finished_at=datetime.fromtimestamp(at_ms / 1000, tz=UTC),
-        metadata=execution.message.metadata,
+        metadata=Metadata.model_validate(execution.message.metadata.model_dump(include=CALLERS)),
     )
 
 

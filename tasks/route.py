@@ -222,6 +222,11 @@ class Route:
         }
 
 
+def wasted_of(note: str) -> Usage:
+    """Return what the attempts that left this note had used in vain."""
+    return _read(note).wasted
+
+
 def _read(note: str) -> Note:
     try:
         return Note.model_validate_json(note)

@@ -7,18 +7,19 @@ and retry.py. Does not know how a step is done.
 from __future__ import annotations
 
 import asyncio
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import structlog
 
 from agent_exec import routing
+from agent_exec.contract.agent import Plan
 from agent_exec.contract.event import CompletedData, EventName, FailedData, ProgressData
 from agent_exec.contract.execution import FinalResponse
 from agent_exec.contract.model import JsonObject
 from agent_exec.errors import Cancelled
 from agent_exec.hint import Hint
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import Event
+from agent_exec.ledger.ledger import Event, Finished
 from agent_exec.script import Call
 from tasks import next_step, response
 from tasks.image_links import image_hosts
@@ -38,8 +39,10 @@ from tasks.next_step import (
     Summarise,
     WaitUntil,
 )
+from tasks.pace import MAX_EVENTS
 from tasks.step import Done, Step
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -47,12 +50,12 @@ async def settle(step: Step, done: Done) -> None:
     """Carry out what follows a step, through an outage of Redis however long."""
     match done.next:
         case WaitUntil(due_in_s, error, note):
-            events = [*done.events, _waiting(step, due_in_s, code=error.code)]
+            events = [*done.events, *_waiting(step, due_in_s, code=error.code)]
             await _write(step, ledger.wait(step.claim.hold, due_in_s=due_in_s, events=events, note=note))
             if due_in_s == 0:  # at once: the due-time set is looked at every now and then
                 await step.resources.store.insist(_hint(step, step.ref.step, _priority(step, done)).push())
         case Defer(due_in_s, code, note):
-            events = [*done.events, _waiting(step, due_in_s, code=code)]
+            events = [*done.events, *_waiting(step, due_in_s, code=code)]
             await _write(step, ledger.wait(step.claim.hold, due_in_s=due_in_s, events=events, note=note, counted=False))
         case Park(due_in_s, awaits, note):
             parked = ledger.wait(
@@ -72,10 +75,13 @@ async def settle(step: Step, done: Done) -> None:
             assert_never(other)
 
 
-def _waiting(step: Step, due_in_s: float, *, code: str) -> Event:
+def _waiting(step: Step, due_in_s: float, *, code: str) -> list[Event]:
+    """Tell of a wait, unless the execution has its fill of events: a step may be put off every few seconds for a day."""
+    if int(step.claim.execution.fields.get("sequence", 0)) >= MAX_EVENTS:
+        return []
     detail: JsonObject = {"code": code, "due_in_s": round(due_in_s, 3)}
     progress = ProgressData(stage="waiting", step=step.ref.step, detail=detail)
-    return Event(EventName.PROGRESS, progress.model_dump_json())
+    return [Event(EventName.PROGRESS, progress.model_dump_json())]
 
 
 async def _join(step: Step, done: Done, follows: Join) -> None:
@@ -157,17 +163,28 @@ async def _finish(step: Step, done: Done, final: FinalResponse) -> None:
             response=final.model_dump_json(),
             celery_result=response.celery_result(final),
             events=[*done.events, *_flagged(step, final.output.text), terminal],
-            retention_s=step.resources.settings.retention_s,
+            retention_s=step.resources.settings.retention_of_s(_plan(step, done)),
             cancelled=code == Cancelled.code,
         ),
     )
-    if verdict == "finished":
+    if isinstance(verdict, Finished):
         log.info("execution ended", status=final.status, code=code)
+        if verdict.hint is not None:
+            await step.resources.store.insist(verdict.hint.push())
+        if step.claim.execution.batched:
+            step.resources.batches.stir()
+        if step.claim.execution.linked:
+            await step.resources.links.send(step.ref.tenant_id, step.ref.execution_id)
     elif verdict == "cancelled":  # in the very moment of another end: what was said and paid stays
         end = done.next
         answer = end.answer if isinstance(end, Finish | Fail) else None
         partial = end.partial if isinstance(end, Fail) else ""
         await _finish(step, done, await _failure(step, Fail(Cancelled(CANCELLED), answer=answer, partial=partial)))
+
+
+def _plan(step: Step, done: Done) -> Plan | None:
+    snapshot = done.snapshot or step.journal.snapshot
+    return None if snapshot is None else snapshot.tenant.plan
 
 
 def _flagged(step: Step, text: str) -> list[Event]:
@@ -180,7 +197,7 @@ def _flagged(step: Step, text: str) -> list[Event]:
     return [Event(EventName.PROGRESS, progress.model_dump_json())]
 
 
-async def _write(step: Step, call: Call[str]) -> str:
+async def _write(step: Step, call: Call[T]) -> T:
     """Write what the step came to; what the ledger refuses is another attempt's to say, or nobody's any more."""
     verdict = await step.resources.store.insist(call)
     if verdict in ledger.REFUSALS:

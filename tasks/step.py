@@ -17,7 +17,7 @@ from agent_exec.ledger.ledger import Claimed, Event, StepRef
 from tasks.journal import Journal, Snapshot
 from tasks.next_step import Fail, Next
 from tasks.resources import Resources
-from tasks.token_stream import TokenStream, token_event
+from tasks.token_stream import TokenStream
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Step:
         if self.tokens is None:
             return Done("null", [], Fail(error))
         rest = await self.tokens.rest()
-        return Done("null", [token_event(rest)] if rest else [], Fail(error, partial=self.tokens.text))
+        return Done("null", [self.tokens.event(rest)] if rest else [], Fail(error, partial=self.tokens.text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from agent_exec.settings import Settings
 from tasks.attempt import run_step
 from tasks.celery import app
 from tasks.completion import complete
-from tasks.intake import DiscreetRequest, take_in
+from tasks.intake import DiscreetRequest, take_in, turn_away
+from tasks.links import take_off
 from tasks.operation import operate
 from tasks.prompt import prepare
 from tasks.resources import Resources
@@ -41,7 +42,7 @@ PROMPT_QUESTIONS = 3
 async def execute(self: Task, *positional: Any, **arguments: Any) -> None:
     """Take in a standard message."""
     if positional or arguments.keys() != {"message"}:
-        await _refuse(self, reason="arguments that are none of the intake's: it takes one, by the name 'message'")
+        await turn_away(self, reason="arguments that are none of the intake's: it takes one, by the name 'message'")
     else:
         await take_in(self, arguments["message"])
 
@@ -49,7 +50,10 @@ async def execute(self: Task, *positional: Any, **arguments: Any) -> None:
 def _step(kind: str, do: Callable[[Step], Awaitable[Done]], *, waits_s: Callable[[Settings], float]) -> Any:
     async def step_task(self: Task, *positional: Any, **arguments: Any) -> None:
         resources: Resources = self.resources
+        linked = take_off(self.request)
         match arguments:
+            case _ if linked:
+                await _refuse(self, reason="a hint with links: only 'agent_exec.execute' may have any")
             case {
                 "tenant_id": str(tenant_id),
                 "execution_id": str(execution_id),

@@ -1,7 +1,8 @@
 """The tool call step: check what the model asked for, have the tool's source run it, journal what came back.
 
 Owns which call may be sent, and sent again. A fault of the call is a result for the model to read; only a source that does
-not answer makes the step fail. Does not know how a tool is run (neighbours/), nor what a call has to be (tool_fault.py).
+not answer makes the step fail. Does not know how a tool is run (neighbours/) or an agent asked (sub_agent.py), nor what a
+call has to be (tool_fault.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tasks.journal import JournaledCall
 from tasks.leases import LeaseLost
 from tasks.next_step import Join
 from tasks.step import Done, Step
+from tasks.sub_agent import Answered, ask
 from tasks.tool_fault import Sound, Unsound, examined
 from tasks.tool_result import cut, struck
 
@@ -42,10 +44,13 @@ async def call_tool(step: Step) -> Done:
     turn, index = step.number, int(step.ref.step.split(".")[2])
     call = step.journal.call(turn, index)
     began = time.monotonic()
-    outcome: Done | ToolResult | ToolError
+    config = step.journal.fixed.config
+    outcome: Done | Answered | ToolResult | ToolError
     match examined(call, step.journal.fixed.tools):
         case Unsound(arguments, error):
             outcome = error
+        case Sound(_, arguments) if (agent := config.sub_agent(call.name)) is not None:
+            outcome = await ask(step, agent, arguments)
         case Sound(tool, arguments) if step.claim.note == SENT:
             outcome = _in_doubt(tool)
         case Sound(tool, arguments):
@@ -55,13 +60,16 @@ async def call_tool(step: Step) -> Done:
             assert_never(other)
     if isinstance(outcome, Done):
         return outcome
-    record, journaled = _told(step, call, arguments, outcome, duration_s=round(time.monotonic() - began, 6))
+    if not isinstance(outcome, Answered):
+        outcome = Answered(outcome, duration_s=time.monotonic() - began)
+    record, journaled = _told(step, call, arguments, outcome)
     completed = ToolCallCompletedData(
         tool_call_id=call.id,
         name=call.name,
         result=record.result,
         error=record.error,
         duration_s=record.duration_s,
+        child_execution_id=record.child_execution_id,
     )
     return Done(
         result=journaled,
@@ -117,26 +125,31 @@ def _in_doubt(tool: ToolDefinition) -> ToolError:
     )
 
 
-def _told(
-    step: Step, call: ToolCall, arguments: JsonValue, outcome: ToolResult | ToolError, *, duration_s: float
-) -> tuple[ToolCallRecord, str]:
-    """Return the record for everybody, and what is journaled: with more for the model, where the settings say so."""
+def _told(step: Step, call: ToolCall, arguments: JsonValue, answered: Answered) -> tuple[ToolCallRecord, str]:
+    """Return the record for everybody, and what is journaled: with more for the model, where the settings say so, and with
+    what another agent has used.
+    """
     settings = step.resources.settings
     ours = logs.secrets_of(settings)
     result, error = None, None
-    if isinstance(outcome, ToolError):
-        error = ToolError(code=outcome.code, message=logs.redact(outcome.message, secrets=ours)[:MAX_ERROR_CHARS])
-    else:
-        # Our own secrets, which a tool may have echoed, are for nobody.
-        result = struck(cut(outcome.result, max_chars=settings.max_tool_result_chars), logs.without(ours))
+    match answered.outcome:
+        case ToolError(code=code, message=message):
+            error = ToolError(code=code, message=logs.redact(message, secrets=ours)[:MAX_ERROR_CHARS])
+        case ToolResult(result=said):
+            # Our own secrets, which a tool may have echoed, are for nobody.
+            result = struck(cut(said, max_chars=settings.max_tool_result_chars), logs.without(ours))
+        case other:
+            assert_never(other)
     record = ToolCallRecord(
         id=call.id,
         name=call.name,
         arguments=arguments,
         result=struck(result, logs.redact),
         error=error,
-        duration_s=duration_s,
+        duration_s=round(answered.duration_s, 6),
+        child_execution_id=answered.child_execution_id,
     )
-    if settings.redact_tool_results or record.result == result:
+    unredacted = None if settings.redact_tool_results or record.result == result else result
+    if unredacted is None and answered.below is None:
         return record, record.model_dump_json()
-    return record, JournaledCall(**dict(record), unredacted=result).model_dump_json()
+    return record, JournaledCall(**dict(record), unredacted=unredacted, below=answered.below).model_dump_json()

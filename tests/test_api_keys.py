@@ -25,9 +25,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that `ApiKeys` goes by."""
+    """The time by which the file is looked at."""
     now_s = [100.0]
-    monkeypatch.setattr("agent_exec.api_keys.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("agent_exec.watched_file.time.monotonic", lambda: now_s[0])
     return now_s
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_gone_lets_nobody_in(path: Path, clock: list[float], capl
     clock[0] += 5
     with pytest.raises(Unauthorized):
         keys.verify(key)
-    assert "Every request is refused" in caplog.text
+    assert "Nobody is let in by it" in caplog.text
 
 
 def test_a_slip_of_an_editor_locks_nobody_out(path: Path, clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
@@ -162,7 +162,7 @@ def test_a_slip_of_an_editor_locks_nobody_out(path: Path, clock: list[float], ca
     clock[0] += 5
     assert keys.verify(key).tenant_id == "acme"
     assert "is not a file of API keys" in caplog.text
-    assert "1 keys read before stay in force" in caplog.text
+    assert "What it said before stays in force" in caplog.text
 
 
 @pytest.mark.parametrize("tenant_id", ["", "Acme", "a:b", "a*", "x" * 64])

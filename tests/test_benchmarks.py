@@ -17,7 +17,19 @@ SMALL = {
     "hint_cost": ("--tenants 1 5 --stock-up-to 1 --hints 20 --rounds 1", r"ours, 5 tenants / 1: Redis \d"),
     "quiet_tenant": ("--flood 300 --quiet 2 --patience-s 1 --services 26", r"weights 8:4:1, 26 services: 16:8:2"),
     "streams": ("--streams 6 --peer-streams 4 --slots 10 --gap-s 0.01", r"ours, 6 +6 at once"),
+    "relay": (
+        "--streams 2 --tokens 3 --gap-ms 1 --burst-tokens 20 --rounds 1",
+        r"paced: ours +6 of 6 tokens(.|\n)+ours / connections: age p50 \d",
+    ),
+    "accept": (
+        "--requests 20 --callers 2 --calls 1 --gap-ms 0 --rounds 1",
+        r"ours / peer: CPU of the process \d(.|\n)+Prefer: wait: whole answer [+-]\d",
+    ),
     "chain_step": ("--executions 2 --links 3 --joins 2 --rounds 1", r"chord, ours / stock: worker \d"),
+    "notifier_outage": (
+        "--outage-s 2 --events-per-s 200 --kills 1 --executions 3",
+        r"missing 0, out of order 0; RSS most \d+ MB / goal 150 MB: ratio 0\.\d",
+    ),
     "simulation": (
         "--tenants 300 --hints 5000 --in-flight-ticks 20 --sample-tenants 50 --sample-hints 400",
         r"serve \d+ hints of 50 tenants in the same order",
@@ -25,6 +37,7 @@ SMALL = {
 }
 
 
+@pytest.mark.timeout(120)  # some start a dozen processes one after another
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_reports(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = SMALL[name]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from agent_exec import keys
+from agent_exec import keys, submission
 from agent_exec.broker import fair_queue
 from agent_exec.cli import main
 from agent_exec.cli.schemas import texts
@@ -27,10 +27,11 @@ from agent_exec.cli.verbs import VERBS
 from agent_exec.contract.approval import word_for
 from agent_exec.contract.completion import Usage
 from agent_exec.contract.event import CompletedData, EventName, FailedData, Frame
-from agent_exec.contract.execution import ErrorDetail, FinalResponse, Output
+from agent_exec.contract.execution import ErrorDetail, ExecutionRequest, FinalResponse, Output
 from agent_exec.contract.tool import ToolCallRecord, ToolError
-from agent_exec.ledger import ledger
+from agent_exec.ledger import ledger, parent
 from agent_exec.ledger.ledger import Claimed, Event, StepRef
+from agent_exec.notifier_state import NotifierReport
 from agent_exec.store import BlockingStore
 
 Cli = Callable[..., Result]
@@ -406,6 +407,29 @@ def test_why_explains_a_deferral_and_a_wait_for_something_else(cli: Cli, store: 
     assert "waits for 'child', which comes from outside" in why(cli, other)
 
 
+def test_who_waits_for_another_agent_says_for_which_and_that_one_who_asked(cli: Cli, store: BlockingStore) -> None:
+    execution_id = ok(cli("submit", *ASK)).strip()
+    child = parent.child_id(execution_id, "tool_call.1.0")
+    word = parent.word_for(child)
+    store.run(ledger.wait(claim(store, execution_id).hold, due_in_s=60, events=[], counted=False, awaits=word))
+    request = ExecutionRequest(agent_id="clerk", query="?")
+    message = submission.message_of(request, tenant_id="acme", execution_id=child)
+    above = ledger.Parent(execution_id, word, ("desk",))
+    store.run(submission.store_child(message, parent=above, priority=5, open_retention_s=3_600))
+    asked = {"tool_call_id": "c1", "name": "ask_porter", "arguments": {}, "turn": 1, "child_execution_id": NOBODY}
+    held = claim(store, child)
+    tell(store, held, EventName.TOOL_CALL_REQUESTED, asked)
+    shown = ok(cli("show", execution_id, "--tenant", "acme"))
+    assert f"another agent, execution {child}" in shown
+    assert f"execution {execution_id}" in ok(cli("show", child, "--tenant", "acme")).partition("asked for by")[2]
+    assert f"See: agent-exec why {child} --tenant acme, or watch." in why(cli, execution_id)
+    assert f"Asked for by execution '{execution_id}'; the agents above it: desk" in why(cli, child)
+    finish(store, held)
+    watched = ok(cli("watch", child, "--tenant", "acme"))
+    assert f"agent clerk, for execution {execution_id}" in watched
+    assert f"ask_porter {{}}, execution {NOBODY}" in watched
+
+
 def test_why_leaves_what_a_newer_release_has_written_to_that_release(cli: Cli, store: BlockingStore) -> None:
     execution_id = ok(cli("submit", *ASK)).strip()
     store.redis.hset(keys.execution("acme", execution_id), "v", 99)
@@ -434,6 +458,37 @@ def test_why_tells_a_deadline_that_has_passed(cli: Cli, store: BlockingStore, tm
     said = why(cli, execution_id)
     assert "Its deadline has passed" in said
     assert "past every queue and cap" in said
+
+
+def test_the_notifier_is_shown_and_checked(cli: Cli, store: BlockingStore) -> None:
+    nobody = cli("notifier", "--check")
+    assert nobody.exit_code == 1
+    assert "no notifier; start one: python -m notifier" in nobody.output
+    report = NotifierReport(
+        holder="host.1.ab",
+        active_since_ms=1_700_000_000_000,
+        connections=3,
+        sent=17,
+        trouble="the orchestrator answered 503",
+        ignored={"bad_ack": 2},
+    )
+    for said in (report, report.model_copy(update={"connected_since_ms": 1_700_000_001_000, "trouble": None})):
+        store.redis.set(keys.notifier_lease(), "host.1.ab", px=60_000)
+        store.redis.set(keys.notifier_report(), said.model_dump_json(), px=60_000)
+        shown = ok(cli("notifier", "--check"))
+        assert re.search(r"ACTIVE +host\.1\.ab since 2023-11-1", shown)
+        assert re.search(r"SENT +17 frames over 3 connections", shown)
+        assert re.search(r"IGNORED +bad_ack: 2", shown)
+        assert re.search(r"UNSENT +0 executions, lag 0\.0 s", shown)
+        is_connected = said.trouble is None
+        assert ("since 2023" in shown.splitlines()[1], "no: the orchestrator answered 503" in shown) == (
+            is_connected,
+            not is_connected,
+        )
+        told = json.loads(ok(cli("notifier", "--json")))
+        assert (told["is_active"], told["is_connected"], told["report"]["sent"]) == (True, is_connected, 17)
+    store.redis.delete(keys.notifier_report())
+    assert "just now" in ok(cli("notifier"))
 
 
 def test_queues_show_families_and_tenants(cli: Cli, store: BlockingStore) -> None:

@@ -16,7 +16,7 @@ from agent_exec.contract.event import CompletedData, EventName
 from agent_exec.contract.execution import ExecutionRequest, FinalResponse, Output
 from agent_exec.errors import Conflict, NotFound, QueueFull, TimedOut
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Prioritised, StepRef
+from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Piece, Prioritised, StepRef
 from agent_exec.settings import read_settings
 from agent_exec.store import BlockingStore
 
@@ -34,7 +34,7 @@ def play_worker(store: BlockingStore, execution_id: str, *, text: str = "42") ->
     """Claim the first step, stream a token, finish."""
     claim = store.run(ledger.claim(StepRef("acme", execution_id, "prompt"), lease_s=30, worker="w"))
     assert isinstance(claim, Claimed)
-    store.run(ledger.tell(claim.hold, [Event(EventName.TOKEN, f'{{"token":"{text}","is_final":true}}')], piece=1))
+    store.run(ledger.tell_pieces([Piece(claim.hold, 1, f'{{"token":"{text}","is_final":true}}')]))
     final = FinalResponse(
         execution_id=execution_id,
         tenant_id="acme",

@@ -16,7 +16,7 @@ from agent_exec.contract.message import Message, Metadata
 from agent_exec.errors import NotFound
 from agent_exec.events import LoggedEvent, Page
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import Claimed, Event, StepRef
+from agent_exec.ledger.ledger import Claimed, Event, Piece, StepRef
 from agent_exec.store import BlockingStore
 
 ID = "6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"
@@ -73,7 +73,7 @@ def test_ids_and_text_come_through_the_store_unharmed(store: BlockingStore) -> N
     claim = store.run(ledger.claim(StepRef("acme", message.execution_id, "prompt"), lease_s=9, worker="w"))
     assert isinstance(claim, Claimed)
     said = 'ünïcode "quoted" \\ \n\x00\u2028 🙂'
-    store.run(ledger.tell(claim.hold, [Event(EventName.TOKEN, json.dumps({"token": said}))], piece=1))
+    store.run(ledger.tell_pieces([Piece(claim.hold, 1, json.dumps({"token": said}))]))
     page = store.run(events.read("acme", message.execution_id))
     first, second = [Frame.model_validate_json(page.frame(event)) for event in page.events]
     assert (first.event, first.task_id, first.global_task_id) == (EventName.STARTED, message.task_id, 'g"\\:{1}')

@@ -21,7 +21,7 @@ TENANT_IDS = st.from_regex(ID_PATTERN, fullmatch=True) | EXECUTION_IDS
 
 def spelt(tenant_id: str, execution_id: str) -> dict[tuple[str, ...], str]:
     """Every key of the ledger, under what it stands for."""
-    of_both = (keys.execution, keys.streaming, keys.responses, keys.idempotency)
+    of_both = (keys.execution, keys.streaming, keys.responses, keys.idempotency, keys.links, keys.callback)
     of_tenant = (
         keys.executions,
         keys.queued,
@@ -31,15 +31,23 @@ def spelt(tenant_id: str, execution_id: str) -> dict[tuple[str, ...], str]:
         keys.spending_looks,
         keys.spending_limit,
         keys.spending_day_prefix,
+        keys.callbacks_waiting,
+        keys.callbacks_sending,
+        keys.callbacks_dead,
     )
     of_execution = (keys.celery_result, keys.tenant_of)
     of_all = (
         keys.pending,
+        keys.unsent_links,
         keys.outbox,
         keys.outbox_unacked,
         keys.outbox_wake,
         keys.orchestrator_acks,
         keys.notifier_lease,
+        keys.notifier_report,
+        keys.callbacks,
+        keys.callbacks_wake,
+        keys.callbacks_outcomes,
     )
     return {
         **{(key.__name__, tenant_id, execution_id): key(tenant_id, execution_id) for key in of_both},
@@ -66,6 +74,7 @@ def test_a_prefix_is_what_the_key_begins_with() -> None:
     assert keys.execution("t", "e").startswith(keys.execution_prefix())
     assert keys.streaming("t", "e").startswith(keys.streaming_prefix())
     assert keys.tenant_of("e").startswith(keys.tenant_of_prefix())
+    assert keys.callback("t", "c").startswith(keys.callback_prefix())
 
 
 def test_a_tenant_and_an_execution_of_one_id_do_not_meet(store: BlockingStore) -> None:

@@ -29,6 +29,12 @@ def header(path: Path) -> str:
     return "\n".join(lines[:end])
 
 
+def included(path: Path) -> set[Path]:
+    return {
+        (path.parent / name).resolve() for name in re.findall(r"^-- include: (\S+)$", path.read_text(), re.MULTILINE)
+    }
+
+
 def functions(module: Path) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in ast.parse(module.read_text()).body if isinstance(node, ast.FunctionDef)}
 
@@ -58,8 +64,8 @@ def test_a_script_says_what_it_takes_and_returns(path: Path) -> None:
 @pytest.mark.parametrize("path", named(SHARED))
 def test_a_shared_file_says_what_it_is_and_is_included(path: Path) -> None:
     assert header(path)
-    users = [other for other in FILES if f"-- include: {path.name}" in other.read_text()]
-    assert len([user for user in users if user.parent == path.parent]) > 1, "else it belongs into its one user"
+    users = [other for other in FILES if path.resolve() in included(other)]
+    assert len(users) > 1, "else it belongs into its one user"
 
 
 @pytest.mark.parametrize("path", named(SCRIPTS))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent_exec import server
-from agent_exec.embedded import EmbeddedServer
+from agent_exec.embedded import EmbeddedServer, _binary
 from agent_exec.errors import StorageFull
+from agent_exec.settings import read_settings
 from agent_exec.store import BlockingStore, Store
+from tests.processes import Process, free_port, wait_until
 
 GOOD = {
     "redis_version": "7.2.4",
@@ -48,10 +52,42 @@ async def test_it_is_said_once_when_the_server_answers(tmp_path: Path, caplog: p
         direct, store = BlockingStore(running.url), Store(running.url)
         direct.redis.config_set("appendonly", "no")
         direct.redis.config_set("maxmemory-policy", "volatile-ttl")
-        await server.warn(store)
+        await server.inspect(store, read_settings(redis_url=running.url))
         assert [record.name for record in caplog.records] == ["agent_exec.server"] * 2
         await store.aclose()
         direct.close()
+
+
+@pytest.fixture
+def open_server(tmp_path: Path) -> Iterator[str]:
+    """The address, by this machine's name, of a server that knows a user and lets in those it does not know."""
+    port = free_port()
+    command = [_binary(), "--port", str(port), "--dir", str(tmp_path), "--protected-mode", "no", "--save", ""]
+    with Process(
+        "redis", [*command, *["--user", "worker", "on", ">word", "~*", "&*", "+@all"]], env={}, log=tmp_path / "log"
+    ) as process:
+        wait_until(lambda: "Ready to accept" in process.output or not process.running, what="the server")
+        assert process.running, process.output
+        yield f"redis://worker:word@{socket.gethostname()}:{port}/0"
+
+
+async def test_a_server_that_lets_in_everybody_is_found_out(open_server: str, redis_server: EmbeddedServer) -> None:
+    assert await server.lets_anybody_in(open_server)
+    assert not await server.lets_anybody_in(redis_server.url)
+    assert not await server.lets_anybody_in(f"redis://{socket.gethostname()}:{free_port()}/0")
+
+
+@pytest.mark.parametrize(("environment", "goes_on"), [("production", False), ("sandbox", True)])
+def test_a_process_ends_when_its_server_on_another_machine_lets_in_everybody(
+    environment: str, goes_on: bool, open_server: str, tmp_path: Path
+) -> None:
+    env = {"AGENT_EXEC_REDIS_URL": open_server, "AGENT_EXEC_ENVIRONMENT": environment}
+    with Process("notifier", ["-m", "notifier"], env=env, log=tmp_path / "notifier.log") as process:
+        wait_until(lambda: "asks nobody for a password" in process.output, what="the process to find out")
+        if not goes_on:
+            wait_until(lambda: not process.running, what="the process to end")
+        assert process.running == goes_on
+        assert "word@" not in process.output
 
 
 def test_a_server_that_takes_no_writes_is_found_without_writing(tmp_path: Path) -> None:

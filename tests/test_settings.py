@@ -70,6 +70,8 @@ def test_what_stands_in_the_environment_is_read(monkeypatch: pytest.MonkeyPatch)
         ("AGENT_EXEC_PROVIDERS", '{"local": {}}'),
         ("AGENT_EXEC_PROVIDERS", '{"local": {"base_url": "x", "key": "CANARY"}}'),
         ("AGENT_EXEC_API_ALLOWED_ORIGINS", "https://CANARY"),
+        ("AGENT_EXEC_RETENTION_BY_PLAN_S", '{"CANARY": 3600}'),
+        ("AGENT_EXEC_RETENTION_BY_PLAN_S", '{"free": 1}'),
     ],
 )
 def test_an_error_names_the_variable_and_never_repeats_its_value(
@@ -86,6 +88,19 @@ def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("AGENT_EXEC_LOG_LEVEL", "loud")
     with pytest.raises(SettingsInvalid, match=r"AGENT_EXEC_LEASE_S: .*AGENT_EXEC_LOG_LEVEL: "):
         read_settings()
+
+
+def test_retention_is_by_plan_where_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings().longest_retention_s == 86_400
+    monkeypatch.setenv("AGENT_EXEC_RETENTION_BY_PLAN_S", '{"free": 3600, "enterprise": 604800}')
+    read = read_settings()
+    assert [read.retention_of_s(plan) for plan in ("free", "pro", "enterprise", None)] == [
+        3_600,
+        86_400,
+        604_800,
+        86_400,
+    ]
+    assert read.longest_retention_s == 604_800
 
 
 def test_an_error_under_the_sdks_name_names_that(monkeypatch: pytest.MonkeyPatch) -> None:

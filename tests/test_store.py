@@ -13,6 +13,7 @@ import pytest
 import redis
 import uvloop
 
+from agent_exec import pipeline
 from agent_exec import store as store_module
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.errors import StorageFull, StorageUnavailable
@@ -37,7 +38,14 @@ async def test_calls_of_one_moment_travel_together(async_store: Store, store: Bl
     store.redis.config_resetstat()
     words = [str(number) for number in range(MAX_BATCH + 10)]
     assert await async_store.run_many([call(echo, word) for word in words]) == words
-    assert len(async_store.redis.connection_pool._available_connections) == 1
+    assert store.redis.info("stats")["total_connections_received"] == 1
+
+
+async def test_calls_are_the_same_without_hiredis(
+    async_store: Store, echo: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "hiredis", None)
+    assert await async_store.run_many([call(echo, word) for word in ("a", "ü", "")]) == ["a", "ü", ""]
 
 
 async def test_a_forgotten_script_is_sent_whole(async_store: Store, store: BlockingStore, echo: Script) -> None:
@@ -146,7 +154,9 @@ def test_a_connection_that_was_lost_while_idle_is_no_outage_under_uvloop(redis_u
     async def lose() -> None:
         store = Store(redis_url)
         await store.run(call(echo, "x"))
-        [connection] = store.redis.connection_pool._available_connections
+        connection = store._pipeline._connection
+        assert connection is not None
+        assert connection._writer is not None
         connection._writer.transport.abort()
         assert await store.run(call(echo, "y")) == "y"
         await store.aclose()

@@ -47,6 +47,8 @@ MAX_PLAIN_BYTES = 1_500_000
 DEAD_LETTERS_KEPT = 1_000
 #: What of a dead message is kept: all of any hint, and the beginning of a large request. 64 MB for all in all.
 DEAD_LETTER_MAX_BYTES = 65_536
+#: And read them within two weeks; as in lua/_return.lua.
+DEAD_LETTERS_EXPIRE_S = 14 * 86_400
 #: Bounds one call of `purge`, in which Redis does nothing else.
 PURGE_BATCH = 1_000
 

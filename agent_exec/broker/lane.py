@@ -192,7 +192,8 @@ class Lane:
                 if connection.can_read(timeout=WAIT_S):
                     popped = self._call.parse(self.client.parse_response(connection, "EVALSHA"))
                     self._done = ()
-            except (RedisError, OSError) as error:  # then its lease lapses
+            # Then its lease lapses. (ValueError: of a socket that is closed, where hiredis reads.)
+            except (RedisError, OSError, ValueError) as error:
                 logger.debug("Family %s: the last pop was not read: %s", self.family, error)
         self.forget()
         connection.disconnect()

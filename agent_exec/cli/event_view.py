@@ -33,12 +33,14 @@ class EventView:
         said = frame.data
         match frame.event:
             case EventName.STARTED:
-                self._line(frame, "accepted", f"execution {frame.execution_id}, agent {said['agent_id']}")
+                above = f", for execution {said['parent_execution_id']}" if "parent_execution_id" in said else ""
+                self._line(frame, "accepted", f"execution {frame.execution_id}, agent {said['agent_id']}{above}")
             case EventName.PROGRESS:
                 self._line(frame, str(said["stage"]), _progress(said), style="dim")
                 self._wait_for(str(said["stage"]))
             case EventName.TOOL_CALL_REQUESTED:
-                self._line(frame, "tool call", f"{said['name']} {one_line(said['arguments'])}", style="yellow")
+                child = f", execution {said['child_execution_id']}" if "child_execution_id" in said else ""
+                self._line(frame, "tool call", f"{said['name']} {one_line(said['arguments'])}{child}", style="yellow")
                 self._wait_for("waiting for the tools")
             case EventName.TOOL_CALL_COMPLETED:
                 self._tool_result(frame, said)

@@ -85,7 +85,10 @@ def _portrait(view: ExecutionView) -> str:
         ("finished", moment(view.finished_at)),
         ("events", view.last_sequence),
     ]
+    if view.parent_execution_id is not None:
+        rows.insert(1, ("asked for by", f"execution {view.parent_execution_id}"))
     rows += [("waits for", f"approval of the tool call {printable(call)}") for call in view.awaiting_approval]
+    rows += [("waits for", f"another agent, execution {child}") for child in view.awaiting_executions]
     response = view.response
     if response is None:
         return columns(rows)

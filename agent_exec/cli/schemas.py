@@ -10,6 +10,7 @@ import click
 
 from agent_exec.contract.agent import AgentConfig, Tenant
 from agent_exec.contract.approval import Approval, ApprovalAnswer
+from agent_exec.contract.callback import CallbackList, CallbackView, ExecutionEnded
 from agent_exec.contract.command import CommandResult
 from agent_exec.contract.event import (
     CompletedData,
@@ -46,6 +47,9 @@ WRITTEN: dict[str, type[ContractModel]] = {
     "execution-view": ExecutionView,
     "final-response": FinalResponse,
     "approval-answer": ApprovalAnswer,
+    "callback": ExecutionEnded,
+    "callback-view": CallbackView,
+    "callback-list": CallbackList,
     "frame": Frame,
     "frame-data-started": StartedData,
     "frame-data-progress": ProgressData,

@@ -27,9 +27,17 @@ def _with_request(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def verb(
-        *, tenant_id: str, agent_id: str, query: str | None, context: TextIO | None, priority: int, **rest: Any
+        *,
+        tenant_id: str,
+        agent_id: str,
+        query: str | None,
+        context: TextIO | None,
+        priority: int,
+        callback_url: str | None,
+        **rest: Any,
     ) -> None:
         asked = {"agent_id": agent_id, "query": _query(query), "context": _context(context), "priority": priority}
+        asked |= {} if callback_url is None else {"callback_url": callback_url}
         try:
             request = ExecutionRequest.model_validate_json(json.dumps(asked))
             message = message_of(request, tenant_id=tenant_id)
@@ -43,6 +51,7 @@ def _with_request(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--query", metavar="TEXT", help="What to ask it; without this, the standard input is read."),
         click.option("--context", type=click.File(), metavar="FILE", help="JSON: history, variables, documents."),
         click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is most urgent."),
+        click.option("--callback-url", metavar="URL", help="Gets the answer by a signed POST when it has ended."),
         click.option("--idempotency-key", metavar="KEY", help="Submitting again with it within 24 h changes nothing."),
         json_option,
     ]

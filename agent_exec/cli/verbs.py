@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from agent_exec.errors import AgentExecError, InvalidMessage
+from agent_exec.errors import AgentExecError, CallbackUrlInvalid, InvalidMessage
 
 USAGE = 2
 FAILURE = 1
@@ -26,6 +26,7 @@ class Verb(NamedTuple):
 VERBS = {
     "submit": Verb("submit", "Store one execution and print its id."),
     "run": Verb("submit", "Submit one execution and watch it to its end."),
+    "batch": Verb("batch", "Run the requests of a file as one batch."),
     "watch": Verb("watch", "Show the events of an execution as they come."),
     "show": Verb("execution", "Show where an execution stands, and its answer."),
     "cancel": Verb("execution", "Ask for the end of an execution."),
@@ -35,7 +36,10 @@ VERBS = {
     "why": Verb("why", "Explain why an execution is not further, and what to do."),
     "usage": Verb("usage", "Show what a tenant has spent, day by day."),
     "queues": Verb("queues", "Show what waits and what is in flight, by tenant."),
+    "notifier": Verb("notifier", "Show whether the orchestrator is told what happens."),
     "dead-letters": Verb("queues", "Show the messages that nobody will run, and why."),
+    "callbacks": Verb("callbacks", "List callbacks, and have one sent again."),
+    "schedules": Verb("schedules", "Run a request again and again."),
     "keys": Verb("keys", "Make, list and revoke API keys."),
     "schemas": Verb("schemas", "Write the JSON Schemas of the contract."),
 }
@@ -67,7 +71,7 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except AgentExecError as error:
             click.echo(f"agent-exec: {error.code}: {error}", err=True)
-            ctx.exit(USAGE if isinstance(error, InvalidMessage) else FAILURE)
+            ctx.exit(USAGE if isinstance(error, InvalidMessage | CallbackUrlInvalid) else FAILURE)
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -26,6 +26,7 @@ from agent_exec.contract.execution import ErrorDetail
 from agent_exec.errors import Cancelled
 from agent_exec.events import LoggedEvent
 from agent_exec.ledger import ledger
+from agent_exec.ledger.parent import child_of
 from agent_exec.ledger.record import ExecutionRecord
 from agent_exec.store import redis_errors
 
@@ -142,11 +143,19 @@ def _advice(standing: Standing, name: str, step: StepState) -> Iterator[str]:
                 f"Step '{name}' waits for a person's approval, and gives up {_in(step.due_ms - standing.now_ms)}: "
                 f"agent-exec approve {ids}, or reject."
             )
+        case "waiting" if (child := child_of(step.awaits)) is not None:
+            ids = f"{child} --tenant {standing.record.tenant_id}"
+            yield (
+                f"Step '{name}' waits for the answer of another agent, execution '{child}', and gives up "
+                f"{_in(step.due_ms - standing.now_ms)}. See: agent-exec why {ids}, or watch."
+            )
         case "waiting" if step.awaits:
             yield (
                 f"Step '{name}' waits for '{step.awaits}', which comes from outside, and gives up "
                 f"{_in(step.due_ms - standing.now_ms)}."
             )
+        case "waiting" if step.attempts == 0:
+            yield f"It is to begin {_in(step.due_ms - standing.now_ms)}, as was asked. Until then there is nothing to do."
         case "waiting" if step.retries == 0:
             yield (
                 f"Step '{name}' is put off, and goes on {_in(step.due_ms - standing.now_ms)}. The last 'waiting' event has "
@@ -183,6 +192,8 @@ def _stands(step: StepState, now_ms: int) -> str:
             return f"claimed {_times(step.attempts)} before" if step.attempts else ""
         case "waiting" if step.awaits:
             return f"awaits {step.awaits}, gives up {_in(step.due_ms - now_ms)}"
+        case "waiting" if step.attempts == 0:
+            return f"begins {_in(step.due_ms - now_ms)}"
         case "waiting":
             return f"retry {step.retries}, due {_in(step.due_ms - now_ms)}"
         case "running":
@@ -197,6 +208,9 @@ def _report(standing: Standing) -> str:
         f"Execution '{standing.execution_id}' of agent '{record.agent_id}', tenant '{record.tenant_id}': {record.status}, "
         f"priority {record.priority}, accepted {_in(int(record.fields['created_ms']) - standing.now_ms)}"
     )
+    if record.parent is not None:
+        above = " → ".join(record.parent.agents)
+        head += f"\nAsked for by execution '{record.parent.execution_id}'; the agents above it: {above}"
     steps = [(f"  {name}", step.state, _stands(step, standing.now_ms)) for name, step in standing.steps.items()]
     last = [
         (

@@ -8,6 +8,7 @@ from pydantic import Field, create_model
 
 from agent_exec.contract.model import (
     MAX_TEMPLATE_CHARS,
+    MAX_TOOL_NAME_CHARS,
     MAX_TOOLS,
     AgentId,
     ContractModel,
@@ -57,6 +58,10 @@ class Limits(ContractModel):
     max_cost_usd: Annotated[float, Field(ge=0, le=10_000)] = 1.0
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 900.0
 
+    def least(self, other: Limits) -> Limits:
+        """Return the tighter of both in each."""
+        return Limits(**{name: min(value, getattr(other, name)) for name, value in dict(self).items()})
+
 
 class ContextWindow(ContractModel):
     """What is done where a conversation does not fit the model. Never left out: the system prompt, the query, the last turn.
@@ -79,6 +84,19 @@ class NamedToolChoice(ContractModel):
     name: ToolName
 
 
+class SubAgent(ContractModel):
+    """Another agent of the tenant, offered to this one as a tool. What it answers is the tool's result."""
+
+    agent_id: AgentId
+    name: Annotated[ToolName | None, Field(description="the tool's; null: `ask_` and the agent's id")] = None
+    description: Annotated[str, Field(max_length=4_096, description="for the model: what this agent is asked for")] = ""
+
+    @property
+    def tool_name(self) -> str:
+        """What the model calls it."""
+        return self.name or f"ask_{self.agent_id}"[:MAX_TOOL_NAME_CHARS]
+
+
 class AgentConfig(ContractModel):
     """The whole configuration of an agent; snapshotted when an execution starts."""
 
@@ -94,6 +112,9 @@ class AgentConfig(ContractModel):
     max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     response_format: JsonSchema | None = None
     tools: Annotated[list[ToolName], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    agents: Annotated[list[SubAgent], Field(max_length=MAX_TOOLS, description="other agents that it may ask")] = Field(
+        default_factory=list
+    )
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice = "auto"
     parallel_tool_calls: bool = True
     retrieval: Retrieval = Field(default_factory=Retrieval)
@@ -104,6 +125,15 @@ class AgentConfig(ContractModel):
     def choice(self) -> ModelChoice:
         """The first model of its chain."""
         return ModelChoice(provider=self.provider, model=self.model)
+
+    @property
+    def tool_names(self) -> list[str]:
+        """What the model may call: tools of their sources, then other agents."""
+        return [*self.tools, *(agent.tool_name for agent in self.agents)]
+
+    def sub_agent(self, tool_name: str) -> SubAgent | None:
+        """Return the agent that is asked by a call of this name; None where it is a tool like others."""
+        return next((agent for agent in self.agents if agent.tool_name == tool_name), None)
 
     @property
     def prompt(self) -> PromptTemplate:

@@ -31,6 +31,11 @@ class Usage(ContractModel):
     total_tokens: Annotated[int, Field(ge=0)] = 0
     cost_usd: Annotated[float, Field(ge=0)] | None = 0.0
 
+    @property
+    def known(self) -> Usage:
+        """The same, with a cost that is unknown counted as none: what is known of it."""
+        return self if self.cost_usd is not None else self.model_copy(update={"cost_usd": 0.0})
+
     def plus(self, other: Usage) -> Usage:
         """Return the sum; a null cost makes the sum's cost null."""
         cost = None if self.cost_usd is None or other.cost_usd is None else self.cost_usd + other.cost_usd

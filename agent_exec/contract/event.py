@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from agent_exec.contract.execution import ErrorDetail, FinalResponse, Timestamp
+from agent_exec.contract.execution import ErrorDetail, FinalResponse, ParentId, Timestamp
 from agent_exec.contract.model import ContractModel, ExecutionId, Json, JsonObject, OpaqueId, TenantId
-from agent_exec.contract.tool import ToolError
+from agent_exec.contract.tool import ChildId, ToolError
 
 
 class EventName(StrEnum):
@@ -50,6 +51,7 @@ class StartedData(ContractModel):
 
     agent_id: str
     status: Literal["pending"] = "pending"
+    parent_execution_id: ParentId = None
 
 
 class ProgressData(ContractModel):
@@ -68,6 +70,7 @@ class ToolCallRequestedData(ContractModel):
     name: str
     arguments: Json
     turn: int
+    child_execution_id: ChildId = None
 
 
 class ToolApprovalRequestedData(ContractModel):
@@ -88,13 +91,18 @@ class ToolCallCompletedData(ContractModel):
     result: Json = None
     error: ToolError | None = None
     duration_s: float
+    child_execution_id: ChildId = None
 
 
 class TokenData(ContractModel):
-    """`agent_response_token`: text as it comes. `is_final` marks the last piece of the answer; it may be empty."""
+    """`agent_response_token`: text as it comes. `is_final` marks the last piece of the answer; it may be empty.
+
+    `attempt` counts like that of `step_restarted`; it is left out of a first attempt's tokens.
+    """
 
     token: str
     is_final: bool = False
+    attempt: Annotated[int, Field(ge=1)] = 1
 
 
 class StepRestartedData(ContractModel):
@@ -104,10 +112,27 @@ class StepRestartedData(ContractModel):
     attempt: int
 
 
+def text_sha256(text: str) -> str:
+    """Return the SHA-256 of a text as UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _of_response(validated: dict[str, Any]) -> str:
+    return text_sha256(validated["response"].output.text)
+
+
+#: Of the last answer's tokens, joined: lets their reader see that it has all of them, and no void one.
+TextSha256 = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of `response.output.text` as UTF-8, in hexadecimal"),
+]
+
+
 class CompletedData(ContractModel):
     """`agent_execution_completed`: the final response."""
 
     response: FinalResponse
+    text_sha256: TextSha256 = Field(default_factory=_of_response)
 
 
 class FailedData(ContractModel):
@@ -115,3 +140,4 @@ class FailedData(ContractModel):
 
     error: ErrorDetail
     response: FinalResponse
+    text_sha256: TextSha256 = Field(default_factory=_of_response)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from agent_exec.contract.agent import AgentOverrides, must_be_of
-from agent_exec.contract.completion import Usage
-from agent_exec.contract.message import Context, Metadata, Status, no_context
+from agent_exec.contract.completion import FinishReason, Usage
+from agent_exec.contract.message import CallbackUrl, Context, Metadata, Status, no_context
 from agent_exec.contract.model import (
     MAX_QUERY_CHARS,
     AgentId,
@@ -18,10 +18,15 @@ from agent_exec.contract.model import (
     JsonObject,
     Priority,
     TenantId,
+    absent,
 )
 from agent_exec.contract.tool import ToolCallRecord
 
 Timestamp = Annotated[AwareDatetime, Field(strict=False)]
+ParentId = Annotated[
+    ExecutionId | None,
+    Field(description="the execution whose agent asked for this one; left out where none did", exclude_if=absent),
+]
 
 
 class ExecutionRequest(ContractModel):
@@ -34,6 +39,10 @@ class ExecutionRequest(ContractModel):
     metadata: Metadata = Field(default_factory=Metadata)
     priority: Priority = 5
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    callback_url: CallbackUrl | None = None
+    run_at: Annotated[
+        AwareDatetime | None, Field(strict=False, description="when to begin; in the past, or without one, at once")
+    ] = None
 
     @model_validator(mode="after")
     def _configures_the_agent_that_runs(self) -> Self:
@@ -69,6 +78,10 @@ class FinalResponse(ContractModel):
     usage: Usage
     tool_calls: list[ToolCallRecord] = Field(default_factory=list)
     turns: Annotated[int, Field(ge=0)] = 0
+    finish_reason: Annotated[
+        FinishReason | None, Field(description="why the last turn ended; `length`: its text is cut off")
+    ] = None
+    parent_execution_id: ParentId = None
     provider: str | None = None
     model: str | None = None
     created_at: Timestamp
@@ -86,11 +99,18 @@ class ExecutionView(ContractModel):
     status: Status
     priority: Priority
     created_at: Timestamp
+    runs_at: Annotated[
+        Timestamp | None, Field(description="when it is to begin, or was, where that was not at once")
+    ] = None
     started_at: Timestamp | None = None
     finished_at: Timestamp | None = None
     cancel_requested: bool = False
+    parent_execution_id: ParentId = None
     awaiting_approval: Annotated[
         list[str], Field(description="the tool calls, by their ids, that wait for a person's approval")
+    ] = Field(default_factory=list)
+    awaiting_executions: Annotated[
+        list[ExecutionId], Field(description="the executions of other agents whose answers it waits for")
     ] = Field(default_factory=list)
     last_sequence: int = 0
     response: FinalResponse | None = None

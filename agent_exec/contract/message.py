@@ -24,6 +24,9 @@ from agent_exec.contract.tool import ToolCall
 Status = Literal["pending", "processing", "completed", "failed"]
 MessageType = Literal["agent_execution", "tool_call", "streaming_response"]
 Source = Literal["api", "orchestrator", "workflow"]
+CallbackUrl = Annotated[
+    str, Field(max_length=2_048, description="gets the final response by a signed POST when the execution has ended")
+]
 
 
 class Metadata(ContractModel):
@@ -34,6 +37,13 @@ class Metadata(ContractModel):
     workflow_id: OpaqueId | None = None
     source: Source = "api"
     global_task_id: OpaqueId | None = None
+
+
+class MessageMetadata(Metadata):
+    """The same, and where the end is told (the callback's URL comes back nowhere), and when to begin."""
+
+    callback_url: CallbackUrl | None = None
+    run_at: Annotated[AwareDatetime | None, Field(strict=False)] = None
 
 
 class HistoryMessage(ContractModel):
@@ -92,7 +102,7 @@ class Message(ContractModel):
     status: Status = "pending"
     type: MessageType = "agent_execution"
     priority: Priority = 5
-    metadata: Metadata = Field(default_factory=Metadata)
+    metadata: MessageMetadata = Field(default_factory=MessageMetadata)
     payload: Payload
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ MAX_BODY_BYTES = 1_000_000
 MAX_QUERY_CHARS = 256_000
 MAX_HISTORY_MESSAGES = 200
 MAX_TOOLS = 128
+MAX_TOOL_NAME_CHARS = 64
 MAX_SCHEMA_BYTES = 64_000
 MAX_TEMPLATE_CHARS = 64_000
 #: Deeper JSON than this is an attack on somebody's recursion.
@@ -50,12 +51,17 @@ def _small_schema(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
+def absent(value: object) -> bool:
+    """Say whether a field that few have is to be left out: for `exclude_if`."""
+    return value is None
+
+
 TenantId = Annotated[str, Field(pattern=ID_PATTERN, examples=["acme"])]
 AgentId = Annotated[str, Field(pattern=ID_PATTERN, examples=["weather-desk"])]
 ExecutionId = Annotated[str, Field(pattern=EXECUTION_ID_PATTERN, examples=["6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"])]
 #: Ids that neighbours give and we only carry: task, conversation, session, workflow, tool call.
 OpaqueId = Annotated[str, Field(min_length=1, max_length=200, pattern=OPAQUE_ID_PATTERN)]
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", examples=["get_weather"])]
+ToolName = Annotated[str, Field(pattern=rf"^[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME_CHARS}}}$", examples=["get_weather"])]
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 Priority = Annotated[int, Field(ge=0, le=9, description="9 is the most urgent")]
 

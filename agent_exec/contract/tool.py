@@ -16,10 +16,17 @@ from agent_exec.contract.model import (
     OpaqueId,
     TenantId,
     ToolName,
+    absent,
 )
 
 #: What a crash or a time-out may repeat: a `read` or an `idempotent` call yes, an `effect` no.
 Effect = Literal["read", "idempotent", "effect"]
+
+#: It has events and a response of its own.
+ChildId = Annotated[
+    ExecutionId | None,
+    Field(description="of a call that asks another agent: that one's execution; else left out", exclude_if=absent),
+]
 
 #: What a tool may say of why it gave no result.
 MAX_ERROR_CHARS = 4_000
@@ -106,3 +113,4 @@ class ToolCallRecord(ContractModel):
     result: Json = None
     error: ToolError | None = None
     duration_s: Annotated[float, Field(ge=0)]
+    child_execution_id: ChildId = None

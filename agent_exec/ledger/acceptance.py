@@ -16,6 +16,7 @@ from agent_exec.contract.agent import Tenant
 from agent_exec.contract.message import Message
 from agent_exec.errors import Conflict, QueueFull
 from agent_exec.ledger.life import SCHEMA_VERSION
+from agent_exec.ledger.parent import Parent
 from agent_exec.ledger.step_ref import Event, execution_keys
 from agent_exec.script import Call, Script
 
@@ -35,11 +36,20 @@ _NOTE_TENANT = Script.load(_LUA / "note_tenant.lua")
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """An accepted execution and its effective priority; `replayed` when this request had been accepted before."""
+    """An accepted execution and its effective priority.
+
+    `replayed`: this request had been accepted before. `begins`: the hint of its first step is to be sent now, which is
+    neither so then nor where it is to run later.
+    """
 
     execution_id: str
     replayed: bool
+    begins: bool
     priority: int
+
+
+class Orphan(Exception):
+    """The parent of a child that was to be accepted is not there, has ended or has to, or knows of that child's end."""
 
 
 def digest(*parts: str) -> str:
@@ -56,15 +66,22 @@ def accept(
     retention_s: int,
     max_queued: int,
     idempotency_key: str | None = None,
-    parent: tuple[str, str] | None = None,
+    parent: Parent | None = None,
+    priority: int | None = None,
+    links: str = "",
+    batch: str = "",
 ) -> Call[Acceptance]:
     """Store an execution with its whole input, its first event and its first step.
 
-    `parent`: an execution of the same tenant, and the name of the word that it is sent when this one has ended: its id.
+    With a `parent` of the same tenant it is that one's child: it is sent the word when this one has ended, its id; whatever
+    ends the parent ends this one; its deadline is no later; and `max_queued` does not hold for it. `priority` is effective
+    in place of what plan and wish come to. `links` is the JSON of what follows its end (contract/links.py), if anything
+    does; `batch`, of an item, its batch's id and its index there.
 
     Raises:
         Conflict: (when run) the id, or the idempotency key, came before with another request.
         QueueFull: (when run) the tenant has `max_queued` executions that no worker has begun.
+        Orphan: (when run) the parent takes no child any more.
     """
 
     def parse(reply: list[Any]) -> Acceptance:
@@ -77,10 +94,19 @@ def accept(
                 f"Tenant '{tenant_id}' has {reply[2]} executions waiting, and at most {max_queued} may; send again when "
                 "some have begun."
             )
-        return Acceptance(execution_id=execution_id, replayed=verdict == "replayed", priority=reply[2])
+        if verdict == "orphan":
+            raise Orphan(f"Execution '{execution_id}': its parent has ended, or has to.")
+        return Acceptance(
+            execution_id=execution_id,
+            replayed=verdict == "replayed",
+            begins=verdict == "accepted",
+            priority=reply[2],
+        )
 
     tenant_id, execution_id = message.tenant_id, message.execution_id
     reserved = keys.idempotency(tenant_id, digest(idempotency_key or ""))
+    by_plan = routing.priority_by_plan(message.priority)
+    run_at = message.metadata.run_at
     return Call(
         _ACCEPT,
         [
@@ -90,6 +116,7 @@ def accept(
             keys.tenant_of(execution_id),
             keys.queued(tenant_id),
             keys.tenant(tenant_id),
+            keys.links(tenant_id, execution_id),
         ],
         [
             tenant_id,
@@ -99,7 +126,7 @@ def accept(
             message.metadata.global_task_id or "",
             message.model_dump_json(exclude_unset=True),
             request_digest,
-            json.dumps(routing.priority_by_plan(message.priority)),
+            json.dumps(by_plan if priority is None else dict.fromkeys(by_plan, priority)),
             int((deadline_s or 0) * 1000),
             "prompt",
             started.name,
@@ -113,7 +140,11 @@ def accept(
             message.priority,
             OUTBOX_LOOKS,
             keys.execution_prefix(),
-            " ".join(parent or ()),
+            "" if parent is None else parent.text,
+            links,
+            message.metadata.callback_url or "",
+            batch,
+            0 if run_at is None else int(run_at.timestamp() * 1000),
         ],
         parse,
     )

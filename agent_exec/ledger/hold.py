@@ -1,5 +1,5 @@
-"""The ledger's calls of a worker for one step: claim, renew, tell, mark; and the ends of an attempt: record, join, wait,
-release, finish.
+"""The ledger's calls of a worker for its steps: claim, renew, tell, tell_pieces, mark; and the ends of an attempt: record,
+join, wait, release, finish.
 
 Owns the Python side of these scripts. Each may be repeated after a lost reply: the same `Call`, run again, is the same call.
 Does not know what a step does.
@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent_exec import keys
+from agent_exec.callbacks.callbacks import KEEP_MS as CALLBACK_KEEP_MS
 from agent_exec.contract.event import EventName
+from agent_exec.hint import Hint
 from agent_exec.ledger.acceptance import LOST_HINT_AFTER_MS
 from agent_exec.ledger.life import SCHEMA_VERSION
+from agent_exec.ledger.links import LOST_LINKS_AFTER_MS
+from agent_exec.ledger.pending import hint_of
 from agent_exec.ledger.record import ExecutionRecord
 from agent_exec.ledger.step_ref import Event, StepRef, execution_keys, names, text, told
 from agent_exec.script import Call, Script
@@ -26,6 +30,7 @@ _LUA = Path(__file__).parent / "lua"
 _CLAIM = Script.load(_LUA / "claim.lua")
 _RENEW = Script.load(_LUA / "renew.lua")
 _TELL = Script.load(_LUA / "tell.lua")
+_TELL_PIECES = Script.load(_LUA / "tell_pieces.lua")
 _RECORD = Script.load(_LUA / "record.lua")
 _JOIN = Script.load(_LUA / "join.lua")
 _MARK = Script.load(_LUA / "mark.lua")
@@ -44,6 +49,15 @@ class Hold:
 
     ref: StepRef
     fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of streamed text, as the JSON of its event; `number` counts an attempt's, from 1."""
+
+    hold: Hold
+    number: int
+    json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +86,13 @@ class NotClaimed:
     """
 
     reason: Literal["gone", "newer", "over", "done", "busy", "early"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The execution has ended. `hint` is to be pushed: it has the parent that waited for this end go on at once."""
+
+    hint: Hint | None
 
 
 def claim(ref: StepRef, *, lease_s: float, worker: str, fields: Sequence[str] = ()) -> Call[Claimed | NotClaimed]:
@@ -122,17 +143,35 @@ def renew(holds: Sequence[Hold], *, lease_s: float) -> Call[list[Literal["held",
     )
 
 
-def tell(hold: Hold, events: Iterable[Event], *, piece: int = 0) -> Call[str]:
-    """Append events of a running step; answers `told`, or a refusal.
-
-    A `piece` (from 1) of streamed text is appended once however often it is told, and is declared void if the step
-    starts anew. What is no piece is appended once by each call.
-    """
+def tell(hold: Hold, events: Iterable[Event]) -> Call[str]:
+    """Append events of a running step; answers `told`, or a refusal. They are appended once by each call."""
     return Call(
         _TELL,
         execution_keys(hold.ref.tenant_id, hold.ref.execution_id),
-        [*names(hold.ref), hold.fence, piece, "" if piece else _own_name(), *told(events)],
+        [*names(hold.ref), hold.fence, _own_name(), *told(events)],
         text,
+    )
+
+
+def tell_pieces(pieces: Sequence[Piece]) -> Call[list[str]]:
+    """Append pieces of streamed text; answers for each, in order, `told` or a refusal.
+
+    A piece is appended once however often it is told, and is declared void if its step starts anew.
+    """
+    found = [
+        key
+        for piece in pieces
+        for key in (
+            keys.execution(piece.hold.ref.tenant_id, piece.hold.ref.execution_id),
+            keys.streaming(piece.hold.ref.tenant_id, piece.hold.ref.execution_id),
+        )
+    ]
+    flat = [part for piece in pieces for part in (*names(piece.hold.ref), piece.hold.fence, piece.number, piece.json)]
+    return Call(
+        _TELL_PIECES,
+        [keys.outbox(), keys.outbox_wake(), *found],
+        [EventName.TOKEN, *flat],
+        lambda reply: [verdict.decode() for verdict in reply],
     )
 
 
@@ -231,13 +270,22 @@ def finish(
     events: Iterable[Event],
     retention_s: int,
     cancelled: bool = False,
-) -> Call[str]:
-    """End the execution; the last of `events` is its one terminal event.
+) -> Call[Finished | str]:
+    """End the execution, create the callback that was asked for, and ask for the end of its children.
 
-    Answers `cancelled`, and writes nothing, where somebody asked for the end meanwhile and this is another end: whoever
-    was told that it will be cancelled was told the truth.
+    The last of `events` is its one terminal event.
+
+    Answers a refusal; or `cancelled`, and writes nothing, where somebody asked for the end meanwhile and this is another
+    end: whoever was told that it will be cancelled was told the truth.
     """
     tenant_id, execution_id = hold.ref.tenant_id, hold.ref.execution_id
+
+    def parse(reply: list[Any]) -> Finished | str:
+        verdict: str = reply[0].decode()
+        if verdict != "finished":
+            return verdict
+        return Finished(hint_of(reply[1]) if len(reply) > 1 else None)
+
     return Call(
         _FINISH,
         [
@@ -245,6 +293,12 @@ def finish(
             keys.responses(tenant_id, execution_id),
             keys.celery_result(execution_id),
             keys.tenant_of(execution_id),
+            keys.links(tenant_id, execution_id),
+            keys.unsent_links(),
+            keys.callback(tenant_id, execution_id),
+            keys.callbacks_waiting(tenant_id),
+            keys.callbacks(),
+            keys.callbacks_wake(),
         ],
         [
             *names(hold.ref),
@@ -256,9 +310,12 @@ def finish(
             retention_s * 1000,
             int(cancelled),
             keys.execution_prefix(),
+            LOST_LINKS_AFTER_MS,
+            CALLBACK_KEEP_MS,
+            keys.batch_root(),
             *told(events),
         ],
-        text,
+        parse,
     )
 
 

@@ -82,6 +82,8 @@ look          forget  hint             later    later     hint             later
 """
 
 # `finish`: the execution ends as completed, as failed, or as the cancel asks. `refused` is an answer of the table above.
+# `child`: another one is accepted that this one has asked for. `end above`: the one that asked for this one, or one further
+# up, ends or is cancelled.
 _EXECUTION = """
 event               absent            pending              processing           cancelling        completed  failed
 accept              accepted→pending  replayed             replayed             replayed          replayed   replayed
@@ -95,6 +97,8 @@ early word          gone              sent                 sent                 
 finish completed    refused           refused              finished→completed   cancelled         refused    refused
 finish failed       refused           refused              finished→failed      cancelled         refused    refused
 finish cancelled    refused           refused              finished→failed      finished→failed   refused    refused
+child               orphan            accepted             accepted             orphan            orphan     orphan
+end above           -                 -→cancelling         -→cancelling         -                 -          -
 retention passes    -                 -→absent             -→absent             -→absent          -→absent   -→absent
 """
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from agent_exec.contract.approval import tool_call_of
 from agent_exec.contract.execution import ExecutionView, FinalResponse
 from agent_exec.contract.message import Message, Status
+from agent_exec.ledger.parent import Parent, child_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ class ExecutionRecord:
         return "cancel_ms" in self.fields
 
     @property
+    def batched(self) -> bool:
+        """Whether it is an item of a batch."""
+        return "batch" in self.fields
+
+    @property
+    def linked(self) -> bool:
+        """Whether something follows its end in the canvas of a Celery app."""
+        return "linked" in self.fields
+
+    @property
     def deadline_ms(self) -> int | None:
         """When it must have ended, by Redis's clock."""
         return int(self.fields["deadline_ms"]) if "deadline_ms" in self.fields else None
@@ -61,6 +72,11 @@ class ExecutionRecord:
     def created_at(self) -> datetime:
         """When it was accepted."""
         return at(self.fields["created_ms"])
+
+    @property
+    def runs_at(self) -> datetime | None:
+        """When it is to begin, or was, where that was not at once."""
+        return at(self.fields["runs_ms"]) if "runs_ms" in self.fields else None
 
     @property
     def started_at(self) -> datetime | None:
@@ -78,6 +94,11 @@ class ExecutionRecord:
         return Message.model_validate_json(self.fields["message"])
 
     @property
+    def parent(self) -> Parent | None:
+        """Who asked for it, where that is an execution."""
+        return Parent.read(self.fields["parent"]) if "parent" in self.fields else None
+
+    @property
     def response(self) -> FinalResponse | None:
         """The final response, once there is one."""
         stored = self.fields.get("response")
@@ -87,6 +108,11 @@ class ExecutionRecord:
         """Return the JSON that `step` journaled, or None."""
         return self.fields.get(result_field(step))
 
+    def note(self, step: str) -> str:
+        """Return what a step said of itself when it last waited, or by a mark since."""
+        note: str = json.loads(self.steps[step]).get("note", "")
+        return note
+
     @property
     def steps(self) -> dict[str, str]:
         """Each step's name and its state as JSON."""
@@ -95,11 +121,21 @@ class ExecutionRecord:
     @property
     def awaiting_approval(self) -> list[str]:
         """The tool calls that wait for a person's approval."""
+        return [call for word in self._awaited if (call := tool_call_of(word))]
+
+    @property
+    def awaiting_executions(self) -> list[str]:
+        """The children for whose end a tool call waits."""
+        return [child for word in self._awaited if (child := child_of(word))]
+
+    @property
+    def _awaited(self) -> list[str]:
+        """The names of the words that steps wait for, and that have not come."""
         if self.finished_at is not None:
             return []
         steps = map(json.loads, self.steps.values())
         awaited = [step.get("awaits", "") for step in steps if step["state"] == "waiting"]
-        return [call for word in awaited if f"word:{word}" not in self.fields and (call := tool_call_of(word))]
+        return [word for word in awaited if word and f"word:{word}" not in self.fields]
 
     def view(self, execution_id: str) -> ExecutionView:
         """Return what a caller sees of it."""
@@ -110,10 +146,13 @@ class ExecutionRecord:
             status=self.status,
             priority=self.priority,
             created_at=self.created_at,
+            runs_at=self.runs_at,
             started_at=self.started_at,
             finished_at=self.finished_at,
             cancel_requested=self.cancel_requested,
+            parent_execution_id=self.parent.execution_id if self.parent is not None else None,
             awaiting_approval=self.awaiting_approval,
+            awaiting_executions=self.awaiting_executions,
             last_sequence=int(self.fields["sequence"]),
             response=self.response,
         )

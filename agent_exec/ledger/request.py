@@ -68,7 +68,8 @@ class Listed:
 
 
 def cancel(tenant_id: str, execution_id: str) -> Call[CancelRequested | AlreadyOver]:
-    """Ask for the end of an execution, which is durable: a worker ends it, whatever its steps are about, past every queue.
+    """Ask for the end of an execution, and of all below it, which is durable: a worker ends each, whatever its steps are
+    about, past every queue.
 
     Raises:
         NotFound: (when run) this tenant has no such execution.
@@ -80,11 +81,12 @@ def cancel(tenant_id: str, execution_id: str) -> Call[CancelRequested | AlreadyO
             raise not_found(execution_id)
         return CancelRequested() if verdict == "requested" else AlreadyOver(verdict)
 
-    return Call(_CANCEL, execution_keys(tenant_id, execution_id), [tenant_id, execution_id], parse)
+    args = [tenant_id, execution_id, keys.execution_prefix()]
+    return Call(_CANCEL, execution_keys(tenant_id, execution_id), args, parse)
 
 
 def prioritise(tenant_id: str, execution_id: str, *, wish: int) -> Call[Prioritised | AlreadyOver]:
-    """Change the caller's wish for an execution's priority, 0–9; the plan bounds it as ever.
+    """Change the caller's wish for the priority of an execution and of all below it, 0–9; the plan bounds it as ever.
 
     Raises:
         NotFound: (when run) this tenant has no such execution.
@@ -102,7 +104,14 @@ def prioritise(tenant_id: str, execution_id: str, *, wish: int) -> Call[Prioriti
     return Call(
         _PRIORITISE,
         [*execution_keys(tenant_id, execution_id), keys.tenant(tenant_id)],
-        [tenant_id, execution_id, wish, json.dumps(routing.priority_by_plan(wish)), routing.UNKNOWN_PLAN],
+        [
+            tenant_id,
+            execution_id,
+            wish,
+            json.dumps(routing.priority_by_plan(wish)),
+            routing.UNKNOWN_PLAN,
+            keys.execution_prefix(),
+        ],
         parse,
     )
 

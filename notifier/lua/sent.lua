@@ -2,9 +2,9 @@
 -- KEYS[1] outbox ZSET; KEYS[2] unacked ZSET; KEYS[3] notifier's lease STRING
 -- ARGV 1 who sent it, 2 prefix of an execution's key, 3 forget what was sent this many ms ago and never acknowledged;
 --      then three an execution: tenant, execution, last sequence sent
--- Returns 1, or 0 where another notifier is active
+-- Returns how many executions wait in the outbox now, or -1 where another notifier is active
 -- include: _clock.lua
-if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end
+if redis.call('GET', KEYS[3]) ~= ARGV[1] then return -1 end
 local now = clock_ms()
 for index = 4, #ARGV, 3 do
   local tenant, execution, sequence = ARGV[index], ARGV[index + 1], tonumber(ARGV[index + 2])
@@ -21,4 +21,4 @@ for index = 4, #ARGV, 3 do
   end
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3])
-return 1
+return redis.call('ZCARD', KEYS[1])

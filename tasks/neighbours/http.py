@@ -6,7 +6,7 @@ and reads no proxy from the environment. Does not know any neighbour's paths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -39,14 +39,13 @@ class Answer:
 class Neighbour:
     """A neighbour's address and the connections to it; made inside of the running loop."""
 
-    def __init__(self, name: str, url: str, *, token: str, timeout_s: float) -> None:
-        """Take the neighbour's `name` for errors, its base `url`, and our `token` for it."""
+    def __init__(self, name: str, url: str, *, token: Callable[[], str], timeout_s: float) -> None:
+        """Take the neighbour's `name` for errors, its base `url`, and what gives our token for it, which may change."""
         self.name = name
         self._url = url.rstrip("/")
+        self._token = token
         self._timeout_s = timeout_s
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
-            headers=headers,
             # Unlimited: what waits here for a connection holds one of the worker's slots, and these are bounded.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),  # a cookie would carry one tenant's session into another's request
@@ -69,6 +68,8 @@ class Neighbour:
             NeighbourRefused: a redirect, or an answer larger than `MAX_ANSWER_BYTES`.
         """
         sent = dict(headers or {})
+        if token := self._token():
+            sent["Authorization"] = f"Bearer {token}"
         if body is not None:
             sent["Content-Type"] = "application/json"
         timeout = aiohttp.ClientTimeout(

@@ -37,6 +37,8 @@ def one_shim(
     settings = {
         "redis_url": redis_server.url,
         "api_keys_file": keys_file,
+        "api_failed_attempts": 100_000,  # all tests come from one address
+        "callback_secret": "whsec_" + "c2VjcmV0" * 4,
         "api_body_timeout_s": 1,
         "api_sse_ping_s": 1,
         "api_send_timeout_s": 2,
@@ -66,10 +68,13 @@ async def globex(shim: ShimProcess, api_key: dict[str, str]) -> AsyncIterator[ai
         yield caller
 
 
-def session(shim: ShimProcess, key: str) -> aiohttp.ClientSession:
+def session(shim: ShimProcess, key: str, *, connector: aiohttp.BaseConnector | None = None) -> aiohttp.ClientSession:
     """Return a caller with this key."""
     return aiohttp.ClientSession(
-        shim.url, headers={"Authorization": f"Bearer {key}"}, timeout=aiohttp.ClientTimeout(total=20)
+        shim.url,
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=aiohttp.ClientTimeout(total=50),
+        connector=connector,
     )
 
 
@@ -78,6 +83,7 @@ class Submitted(PlayedWorker):
 
     def __init__(self, store: Store, answer: dict[str, str]) -> None:
         super().__init__(store, "acme", answer["execution_id"])
+        self.redis = store.redis
         self.id = answer["execution_id"]
         self.path = f"/v1/executions/{self.id}"
 

@@ -12,8 +12,8 @@ from tests.processes import Process, answers, free_port, wait_until
 class ShimProcess(Process):
     """A running shim, and where it listens."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *, port: int | None = None, **settings: object) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {f"AGENT_EXEC_{name.upper()}": str(value) for name, value in settings.items()}
         command = ["-m", "uvicorn", "api_shim.app:app", "--port", str(self.port)]
@@ -21,9 +21,9 @@ class ShimProcess(Process):
 
 
 @contextmanager
-def shim_process(folder: Path, **settings: object) -> Iterator[ShimProcess]:
+def shim_process(folder: Path, *, port: int | None = None, **settings: object) -> Iterator[ShimProcess]:
     """Run a shim with these settings; it must end cleanly when told to, whatever a test left open."""
-    with ShimProcess(folder, **settings) as shim:
+    with ShimProcess(folder, port=port, **settings) as shim:
         wait_until(lambda: answers(f"{shim.url}/health/live") or not shim.running, what="the shim to answer")
         assert shim.running, shim.output
         yield shim

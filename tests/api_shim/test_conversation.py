@@ -17,6 +17,7 @@ from agent_exec import api_keys
 from agent_exec.contract.event import Frame
 from agent_exec.ledger import ledger
 from agent_exec.store import Store
+from api_shim.conversation import BURST, COMMANDS_PER_S
 from tests.api_shim.conftest import Submitted, session
 from tests.api_shim.played_worker import until
 from tests.api_shim.shim_process import ShimProcess
@@ -110,15 +111,30 @@ async def test_a_command_for_another_execution_finds_none(
             assert (await socket.receive_json())["code"] == "not_found"
 
 
-async def test_a_socket_that_never_stops_commanding_is_closed(
+async def test_a_socket_that_never_stops_commanding_is_told_and_closed(
     acme: aiohttp.ClientSession, execution: Submitted
 ) -> None:
     async with acme.ws_connect(f"{execution.path}/ws", params={"after": "1"}) as socket:
-        for _ in range(150):
+        for _ in range(1_000):
             await socket.send_json({"command": "cancel_execution"})
         answers = [json.loads(message.data) async for message in socket if message.type is WSMsgType.TEXT]
-        assert len(answers) == 100
+        assert all(answer["ok"] for answer in answers[:BURST])
+        refused = [answer for answer in answers if not answer["ok"]]
+        assert [answer["code"] for answer in refused] == ["too_many_commands"] * 3
+        assert len(answers) < 2 * BURST
         assert socket.close_code == 1008
+
+
+async def test_a_socket_may_command_again_after_a_pause(acme: aiohttp.ClientSession, execution: Submitted) -> None:
+    async def is_taken() -> bool:
+        await socket.send_json({"command": "cancel_execution"})
+        return bool((await socket.receive_json())["ok"])
+
+    async with acme.ws_connect(f"{execution.path}/ws", params={"after": "1"}) as socket:
+        while await is_taken():
+            pass
+        await asyncio.sleep(1 / COMMANDS_PER_S)  # what a polite program does, who was told so
+        assert await is_taken()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from agent_exec import keys
 from agent_exec.contract.execution import ExecutionView, FinalResponse
 from agent_exec.ledger import ledger
+from agent_exec.ledger.ledger import Finished
 from agent_exec.store import Store
 from tests.api_shim.conftest import Submitted
 from tests.api_shim.played_worker import PlayedWorker, until
@@ -216,7 +217,7 @@ async def test_a_cancel_races_with_the_end_and_says_which_came_first(
         record = await async_store.run(ledger.look("acme", execution.id))
         assert (said, verdict, record.status) in (
             ("cancel_requested", "cancelled", "processing"),
-            ("completed", "finished", "completed"),
+            ("completed", Finished(None), "completed"),
         )
 
     await asyncio.gather(*[race() for _ in range(100)])

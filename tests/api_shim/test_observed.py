@@ -12,16 +12,20 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from agent_exec import api_keys
-from agent_exec.api_keys import ApiKeys, Role
+from agent_exec.api_keys import Role
+from agent_exec.callbacks.door import Door
 from agent_exec.errors import Forbidden
 from agent_exec.settings import read_settings
 from agent_exec.store import Store
 from api_shim.app import create_app
 from api_shim.counters import Counters
+from api_shim.credentials import Credentials
 from api_shim.live import Live
 from api_shim.observed import Observed
-from api_shim.operation import Asked, Operation
+from api_shim.open_streams import OpenStreams
+from api_shim.operation import Asked, Operation, routes
 from api_shim.problem import problem_response
+from api_shim.rates import Rates
 from api_shim.shim import Shim
 
 NOWHERE = "redis://127.0.0.1:1"
@@ -79,8 +83,18 @@ async def test_an_operation_of_a_role_takes_keys_of_that_role_alone(
 
     operation = Operation(method="GET", path="/upkeep", function=answer, role="operator", answers={200: "text/plain"})
     key = api_keys.create(tmp_path / "keys.json", tenant_id="acme", role=role)
-    shim = Shim(read_settings(), Store(NOWHERE), ApiKeys(tmp_path / "keys.json"), Live(NOWHERE), Counters())
-    app = Starlette(routes=[operation.route()], exception_handlers={Forbidden: told})
+    settings = read_settings(api_keys_file=tmp_path / "keys.json")
+    shim = Shim(
+        settings,
+        Store(NOWHERE),
+        Credentials(settings),
+        Live(NOWHERE),
+        Counters(),
+        OpenStreams(1),
+        Door(),
+        Rates(1),
+    )
+    app = Starlette(routes=routes([operation]), exception_handlers={Forbidden: told})
     headers = [(b"authorization", f"Bearer {key}".encode())]
     start, body = await driven(app, "/upkeep", headers=headers, state={"shim": shim})
     assert start["status"] == (200 if is_let_in else 403)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import redis
 
 from agent_exec import api_keys
 from agent_exec.contract.approval import Approval
 from agent_exec.contract.execution import ExecutionRequest
-from agent_exec.ledger import ledger
 from agent_exec.store import Store
 from api_shim.app import OPERATIONS
+from api_shim.chat_wire import ChatRequest
 from api_shim.internal import Invalidation
 from api_shim.operation import Operation
-from api_shim.problem import Problem
 from tests.api_shim.conftest import Submitted, session
 from tests.api_shim.played_worker import until
 from tests.api_shim.shim_process import ShimProcess, shim_process
@@ -27,9 +28,32 @@ BODIES: dict[type, dict[str, Any]] = {
     ExecutionRequest: {"agent_id": "desk", "query": "hello"},
     Invalidation: {"tenant_id": "acme"},
     Approval: {"approved": True},
+    ChatRequest: {"model": "desk", "messages": []},  # with one it would wait for the answer
 }
+#: What a path may name that is a tenant's: the id of an execution, whose callback has the same.
+OWNED = {"execution_id", "callback_id"}
+#: What else it may name.
+NAMED = {"tool_call_id": "call_1", "tenant_id": "acme"}
 GUARDED = [operation for operation in OPERATIONS if operation.role is not None]
-OF_ONE_EXECUTION = [operation for operation in GUARDED if "{execution_id}" in operation.path]
+
+
+def parts_of(operation: Operation) -> set[str]:
+    """Return what an operation's path names."""
+    return set(re.findall(r"\{(\w+)\}", operation.path))
+
+
+OF_ONE_THING = [operation for operation in GUARDED if parts_of(operation) & OWNED]
+
+
+def stored(database: Any) -> dict[bytes, bytes]:
+    """Return every key and its content."""
+    return {key: database.dump(key) for key in database.scan_iter(count=1_000)}
+
+
+def code_of(operation: Operation, body: Any) -> str:
+    """Return the code that an operation was refused with, in the form in which it tells of that."""
+    refusal = operation.form.body.model_validate(body).model_dump()
+    return str(refusal.get("code") or refusal["error"]["code"])
 
 
 def named(operation: Operation) -> str:
@@ -37,10 +61,10 @@ def named(operation: Operation) -> str:
 
 
 async def ask(
-    caller: aiohttp.ClientSession, operation: Operation, execution_id: str, **options: Any
+    caller: aiohttp.ClientSession, operation: Operation, owned_id: str, **options: Any
 ) -> tuple[int, dict[str, str], Any]:
-    """Send one request; return status, headers and the body's JSON."""
-    path = operation.path.format(execution_id=execution_id, tenant_id="acme", tool_call_id="call_1")
+    """Send one request; return status, headers and the body, which is text where it is not JSON."""
+    path = operation.path.format(**NAMED, **dict.fromkeys(OWNED, owned_id))
     if operation.method == "WEBSOCKET":
         options["headers"] = {
             "Connection": "Upgrade",
@@ -52,23 +76,44 @@ async def ask(
     body = None if operation.body is None else BODIES[operation.body]
     method = "GET" if operation.method == "WEBSOCKET" else operation.method
     async with caller.request(method, path, json=body, **options) as response:
-        return response.status, dict(response.headers), await response.json(content_type=None)
+        body = await (response.json(content_type=None) if "json" in response.content_type else response.text())
+        return response.status, dict(response.headers), body
 
 
-@pytest.mark.parametrize("operation", OF_ONE_EXECUTION, ids=named)
-async def test_anothers_execution_looks_exactly_like_a_missing_one(
-    operation: Operation, globex: aiohttp.ClientSession, execution: Submitted, async_store: Store
+def test_whatever_a_path_names_is_known_here() -> None:
+    """A new kind of thing has to be made by `thing`, below, so that somebody else can ask for it."""
+    assert {part for operation in OPERATIONS for part in parts_of(operation)} == OWNED | set(NAMED)
+
+
+@pytest.fixture
+async def thing(acme: aiohttp.ClientSession, async_store: Store) -> str:
+    """The id of an execution of acme that has ended, and of the callback that tells of it."""
+    request = {"agent_id": "desk", "query": "hello", "callback_url": "https://receiver.example/hook"}
+    async with acme.post("/v1/executions", json=request) as response:
+        assert response.status == 202, await response.text()
+        execution = Submitted(async_store, await response.json())
+    await execution.finish()
+    return execution.id
+
+
+@pytest.mark.parametrize("operation", OF_ONE_THING, ids=named)
+async def test_anothers_thing_looks_exactly_like_a_missing_one(
+    operation: Operation, acme: aiohttp.ClientSession, globex: aiohttp.ClientSession, thing: str, redis_url: str
 ) -> None:
-    before = await async_store.run(ledger.look("acme", execution.id))
-    foreign = await ask(globex, operation, execution.id, headers={"X-Request-Id": "same"})
-    missing = await ask(globex, operation, str(uuid.uuid4()), headers={"X-Request-Id": "same"})
-    shapeless = await ask(globex, operation, "no-uuid", headers={"X-Request-Id": "same"})
-    for status, headers, body in (foreign, missing, shapeless):
-        headers.pop("Date", None)
-        assert status == 404
-        assert Problem.model_validate(body).code == "not_found"
-    assert foreign == missing == shapeless
-    assert await async_store.run(ledger.look("acme", execution.id)) == before
+    with redis.Redis.from_url(redis_url) as database:
+        before = stored(database)
+        foreign = await ask(globex, operation, thing, headers={"X-Request-Id": "same"})
+        missing = await ask(globex, operation, str(uuid.uuid4()), headers={"X-Request-Id": "same"})
+        shapeless = await ask(globex, operation, "no-uuid", headers={"X-Request-Id": "same"})
+        for status, headers, body in (foreign, missing, shapeless):
+            headers.pop("Date", None)
+            assert status == 404
+            assert code_of(operation, body) == "not_found"
+        assert foreign == missing == shapeless
+        assert stored(database) == before
+    if operation.method != "WEBSOCKET":
+        status, _, _ = await ask(acme, operation, thing)
+        assert status in (*operation.answers, 409), "whose it is finds it"
 
 
 async def test_a_list_holds_the_callers_executions_alone(
@@ -108,7 +153,7 @@ async def test_nobody_gets_in_without_a_key(
         status, answered, body = await ask(stranger, operation, str(uuid.uuid4()), headers=headers)
     assert status == 401
     assert answered["WWW-Authenticate"].startswith("Bearer")
-    assert Problem.model_validate(body).code == "unauthorized"
+    assert code_of(operation, body) == "unauthorized"
     assert own not in shim.output
     assert await async_store.redis.dbsize() == 0
 

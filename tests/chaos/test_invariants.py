@@ -10,6 +10,7 @@ import pytest
 
 from agent_exec import keys
 from chaos.evidence import (
+    Callback,
     Cancel,
     Death,
     Evidence,
@@ -113,6 +114,9 @@ GOOD = Evidence(
         StoredKey(name=keys.fair_virtual(), expires=False, size=2),
     ),
 )
+CALLED = Callback(tenant_id=TENANT, execution_id=ID, at_ms=2_050, digest="b1", canaries=(OWN,))
+#: The good execution, whose caller asked to be called back, and was, twice.
+CALLED_BACK = replace(GOOD, executions=(replace(EXECUTION, called_back=True),), callbacks=(CALLED, CALLED))
 TWIN = replace(EXECUTION, execution_id="e2")
 ENDED = replace(
     EXECUTION,
@@ -152,7 +156,11 @@ def with_log(*events: tuple[str, int, Any]) -> Evidence:
     return of(replace(EXECUTION, log=logged(list(events))))
 
 
-@pytest.mark.parametrize("evidence", [GOOD, STOPPED, REPEATED], ids=["good", "cancelled", "repeated by a kill"])
+@pytest.mark.parametrize(
+    "evidence",
+    [GOOD, STOPPED, REPEATED, CALLED_BACK],
+    ids=["good", "cancelled", "repeated by a kill", "called back twice"],
+)
 def test_evidence_of_a_promise_that_holds_breaks_nothing(evidence: Evidence) -> None:
     assert check(evidence) == []
 
@@ -251,6 +259,18 @@ SPOILT: dict[str, tuple[str, Evidence]] = {
         "I5",
         replace(GOOD, notices=(*GOOD.notices, replace(GOOD.notices[0], fault="no such event"))),
     ),
+    "who asked for it was not called back": ("I5", replace(CALLED_BACK, callbacks=())),
+    "a callback that nobody asked for": ("I5", replace(GOOD, callbacks=(CALLED,))),
+    "a callback of an execution that is not stored": (
+        "I5",
+        replace(GOOD, callbacks=(replace(CALLED, execution_id="e9"),)),
+    ),
+    "a callback before the end": ("I5", replace(CALLED_BACK, callbacks=(replace(CALLED, at_ms=1_999),))),
+    "a callback whose signature does not hold": (
+        "I5",
+        replace(CALLED_BACK, callbacks=(CALLED, replace(CALLED, fault="No matching signature found"))),
+    ),
+    "callbacks of two bodies": ("I5", replace(CALLED_BACK, callbacks=(CALLED, replace(CALLED, digest="b2")))),
     # I6
     "a step is left in the due-time set": (
         "I6",
@@ -261,6 +281,10 @@ SPOILT: dict[str, tuple[str, Evidence]] = {
     "events are left in the outbox": (
         "I6",
         replace(GOOD, keys=(StoredKey(name=keys.outbox(), expires=False, size=1),)),
+    ),
+    "a callback was given up": (
+        "I6",
+        replace(GOOD, keys=(StoredKey(name=keys.callbacks_dead(TENANT), expires=True, size=1),)),
     ),
     "a dead letter": ("I6", replace(GOOD, keys=(StoredKey(name=keys.fair_dead(), expires=True, size=1),))),
     "an immortal key": ("I6", replace(GOOD, keys=(StoredKey(name=keys.execution(TENANT, ID), expires=False, size=9),))),
@@ -294,6 +318,11 @@ SPOILT: dict[str, tuple[str, Evidence]] = {
         "I7",
         replace(GOOD, tool_calls=(replace(GOOD.tool_calls[0], tenant_id="birch"), GOOD.tool_calls[1])),
     ),
+    "a callback holds another tenant's text": (
+        "I7",
+        replace(CALLED_BACK, callbacks=(replace(CALLED, canaries=("canary-birch",)),)),
+    ),
+    "a callback went to another tenant": ("I7", replace(CALLED_BACK, callbacks=(replace(CALLED, tenant_id="birch"),))),
     # I8
     "a cancelled execution completed": ("I8", replace(GOOD, cancels=STOPPED.cancels)),
     "a cancel came too late, it was said, and the end came later": (

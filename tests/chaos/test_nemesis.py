@@ -62,4 +62,7 @@ def test_a_seed_replays_what_the_clients_do() -> None:
     assert {one.door for one in plans} == {"http", "client"}
     assert len({one.tenant_id for one in plans}) == 4
     assert 50 < sum(one.cancel_after_s is not None for one in plans) < 150
-    assert all(one.mark in one.request.query and f"canary-{one.tenant_id}" in one.request.query for one in plans)
+    assert all(
+        one.mark in one.request("http://hooks").query and f"canary-{one.tenant_id}" in one.request("http://hooks").query
+        for one in plans
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_exec import submission
+from agent_exec.contract.agent import AgentOverrides
 from agent_exec.contract.message import Message
 from agent_exec.contract.model import MAX_BODY_BYTES, MAX_JSON_DEPTH, MAX_QUERY_CHARS
 from agent_exec.errors import InvalidMessage
@@ -27,6 +29,16 @@ STANDARD: dict[str, Any] = {
     "metadata": {"conversation_id": "c", "session_id": "s", "workflow_id": None, "source": "api"},
     "payload": {"query": "What is 6 * 7?", "agent_config": {}, "context": {}, "tool_calls": []},
 }
+
+
+#: Every place of it, and some of what may stand beside.
+PLACES = [
+    *STANDARD,
+    *(f"{part}.{name}" for part in ("metadata", "payload") for name in STANDARD[part]),
+    *(f"metadata.{name}" for name in ("global_task_id", "callback_url")),
+    *(f"payload.agent_config.{name}" for name in AgentOverrides.model_fields),
+    *(f"payload.context.{name}" for name in ("history", "variables", "documents", "anything")),
+]
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -122,16 +134,30 @@ def test_what_is_no_message_at_all_is_refused(junk: Any) -> None:
         submission.message_from(junk)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
-        max_leaves=20,
-    )
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.text(st.characters(), max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
 )
+
+
+@given(JUNK)
 def test_no_json_does_worse_than_be_refused(junk: Any) -> None:
     with pytest.raises(InvalidMessage):
         submission.message_from(changed("payload.context", junk) | {"extra": junk})
+    with pytest.raises(InvalidMessage):
+        submission.message_from(junk)
+
+
+@given(place=st.sampled_from(PLACES), junk=JUNK)
+def test_junk_in_any_place_is_refused_or_is_what_may_stand_there(place: str, junk: Any) -> None:
+    with suppress(InvalidMessage):
+        assert isinstance(submission.message_from(changed(place, junk)), Message)
 
 
 def test_a_tool_result_may_follow_its_call() -> None:

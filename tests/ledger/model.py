@@ -32,7 +32,7 @@ class Step:
     awaited: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Execution:
     """An execution, its steps, and the names of its events."""
 
@@ -43,6 +43,7 @@ class Execution:
     words: dict[str, str] = field(default_factory=dict)
     #: The execution that is told of the end, and the name of the word.
     parent: tuple[Execution, str] | None = None
+    children: list[Execution] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
@@ -71,6 +72,36 @@ class Execution:
         """An event of the execution's own table; return its answer."""
         verdict, self.state = life.EXECUTION[event][self.state]
         return verdict
+
+    def accept_child(self, child: Execution, *, word: str, now_ms: int) -> str:
+        """Another one is to be accepted as a child of this one; one that was told of its end knows of it."""
+        if word in self.words or self.deadline_ms <= now_ms:
+            return "orphan"
+        verdict = self.happens("child")
+        if verdict == "accepted":
+            self.children.append(child)
+            child.parent = self, word
+            child.deadline_ms = min(child.deadline_ms, self.deadline_ms)
+        return verdict
+
+    @property
+    def above(self) -> list[Execution]:
+        """Who asked for it, and who asked for that one."""
+        return [] if self.parent is None else [self.parent[0], *self.parent[0].above]
+
+    def end_below(self) -> None:
+        """This one ends, or is to end: so do all below it."""
+        for child in self.children:
+            child.happens("end above")
+            if not child.is_over:
+                child.end_below()
+
+    def awaiting(self, word: str, now_ms: int) -> str | None:
+        """Return the step that this word would make due now."""
+        waiting = (name for name, step in self.steps.items() if step.awaits == word)
+        name = next(waiting, None)
+        is_awaited = name is not None and self.step_state(name, now_ms) == StepState.AWAITING
+        return name if is_awaited and word not in self.words else None
 
     def claim(self, name: str, *, by: object, now_ms: int, lease_ms: int) -> str:
         """A worker claims a step. The same call again is the same claim."""

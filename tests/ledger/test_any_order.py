@@ -28,11 +28,23 @@ from agent_exec.contract.event import TERMINAL_EVENTS, EventName
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.contract.message import Message
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import AlreadyOver, Claimed, Event, Hold, NotClaimed, Prioritised, StepRef
+from agent_exec.ledger.ledger import (
+    AlreadyOver,
+    Claimed,
+    Event,
+    Finished,
+    Hold,
+    NotClaimed,
+    Orphan,
+    Parent,
+    Piece,
+    Prioritised,
+    StepRef,
+)
 from agent_exec.ledger.life import ExecutionState, StepState
 from agent_exec.script import Call
 from tests.ledger.clocked import ClockedStore
-from tests.ledger.model import NEVER_MS, Execution, Step
+from tests.ledger.model import Execution, Step
 
 LEASE_MS = 10_000
 RETENTION_S = 3_600
@@ -64,6 +76,7 @@ class Played:
     model: Execution = field(default_factory=Execution)
     #: How many events the notifier has taken.
     taken: int = 0
+    parent: Parent | None = None
 
     @property
     def member(self) -> str:
@@ -119,11 +132,17 @@ class AnyOrder(RuleBasedStateMachine):
     def accept(self, deadline_s: float | None, times: int) -> None:
         request = ExecutionRequest(agent_id="desk", query="q", deadline_s=deadline_s)
         message = submission.message_of(request, tenant_id=["acme", "globex"][len(self.all) % 2])
-        self.all.append(played := Played(message, self.now_ms))
-        if len(self.all) == 3:  # a child of the first one, whose tenant it is
-            played.model.parent = self.all[0].model, _word("completion.1", 1)
+        played = Played(message, self.now_ms)
         if deadline_s is not None:
             played.model.deadline_ms = self.now_ms + int(deadline_s * 1000)
+        if len(self.all) == 2:  # a child of the first one, whose tenant it is
+            first, word = self.all[0], _word("completion.1", 1)
+            played.parent = Parent(first.message.execution_id, word, ("desk",))
+            if first.model.accept_child(played.model, word=word, now_ms=self.now_ms) == "orphan":
+                with pytest.raises(Orphan):
+                    self.store.run(self._storing(played))
+                return
+        self.all.append(played)
         answers = [self.store.run(self._storing(played)) for _ in range(times)]
         assert [answer.replayed for answer in answers] == [False, True][:times]
 
@@ -141,7 +160,7 @@ class AnyOrder(RuleBasedStateMachine):
             deadline_s=None if limits is None else limits.deadline_s,
             retention_s=RETENTION_S,
             max_queued=10,
-            parent=(self.all[0].message.execution_id, played.model.parent[1]) if played.model.parent else None,
+            parent=played.parent,
         )
 
     @precondition(lambda self: self.all)
@@ -152,6 +171,8 @@ class AnyOrder(RuleBasedStateMachine):
             answer = self.store.run(ledger.cancel(played.message.tenant_id, played.message.execution_id))
             said = answer.status if isinstance(answer, AlreadyOver) else "requested"
             assert said == played.model.happens("cancel")
+            if said == "requested":
+                played.model.end_below()
 
     @precondition(lambda self: self.all)
     @rule(which=ANY, wish=st.integers(0, 9))
@@ -161,8 +182,16 @@ class AnyOrder(RuleBasedStateMachine):
         said = answer.status if isinstance(answer, AlreadyOver) else "changed"
         assert said == played.model.happens("prioritise")
         if isinstance(answer, Prioritised):
-            queued = {name for name in played.model.steps if self._state(played, name) == StepState.QUEUED}
-            assert {hint.step for hint in answer.queued} == queued
+            below = [
+                one for one in self.all if one is played or (played.model in one.model.above and not one.model.is_over)
+            ]
+            queued = {
+                (one.message.execution_id, name)
+                for one in below
+                for name in one.model.steps
+                if self._state(one, name) == StepState.QUEUED
+            }
+            assert {(hint.execution_id, hint.step) for hint in answer.queued} == queued
 
     @precondition(lambda self: self.all)
     @rule(which=ANY, step=ANY, number=st.sampled_from([1, 1, 2]), early=st.booleans(), times=TIMES)
@@ -324,12 +353,13 @@ class AnyOrder(RuleBasedStateMachine):
     def _tell(self, worker: Worker, *, how: str, times: int) -> None:
         is_text = how == "text"
         name = EventName.TOKEN if is_text else EventName.PROGRESS
-        call = ledger.tell(worker.hold, [Event(name, "{}")], piece=worker.pieces + 1 if is_text else 0)
+        text, progress = Piece(worker.hold, worker.pieces + 1, "{}"), Event(name, "{}")
+        call: Call[Any] = ledger.tell_pieces([text]) if is_text else ledger.tell(worker.hold, [progress])
         for time in range(times):
             expected = worker.model.tell(
                 worker.step, worker.hold.fence, event=name, now_ms=self.now_ms, is_told=time > 0, is_text=is_text
             )
-            assert self.store.run(call) == expected
+            assert self.store.run(call) == ([expected] if is_text else expected)
         worker.pieces += is_text and expected == "told"
 
     def _journal(self, worker: Worker, *, tools: int, times: int) -> None:
@@ -360,8 +390,8 @@ class AnyOrder(RuleBasedStateMachine):
             elif expected == "recorded":
                 joining = {part: Step(target=following) for part in parts}
                 worker.model.steps |= joining or {following: Step()}
-                if worker.model.deadline_ms == NEVER_MS:
-                    worker.model.deadline_ms = worker.played.accepted_ms + PROMPT_DEADLINE_MS
+                deadline_ms = worker.played.accepted_ms + PROMPT_DEADLINE_MS
+                worker.model.deadline_ms = min(worker.model.deadline_ms, deadline_ms)
             assert self.store.run(call) == expected
 
     def _wait(
@@ -395,16 +425,24 @@ class AnyOrder(RuleBasedStateMachine):
     def _finish(self, worker: Worker, *, how: str, times: int) -> None:
         call = self._finishing(worker.hold, how)
         for _ in range(times):
-            assert self.store.run(call) == self._finished(worker, how)
+            self._finished(worker, how, self.store.run(call))
 
-    def _finished(self, worker: Worker, how: str) -> str:
+    def _finished(self, worker: Worker, how: str, answer: Finished | str) -> None:
+        """What is answered, and to whom it is told: to all below, and to the one above."""
         verdict = self._written(f"finish {how}", worker, result='"end"', told=[_terminal(how)])
-        if verdict == "finished" and worker.model.parent is not None:
+        if not isinstance(answer, Finished):
+            assert answer == verdict
+            return
+        assert verdict == "finished"
+        worker.model.end_below()
+        made_due = None
+        if worker.model.parent is not None:
             parent, name = worker.model.parent
+            made_due = parent.awaiting(name, self.now_ms)
             parent.send_word(name, worker.played.message.execution_id, early=True, now_ms=self.now_ms)
-        return verdict
+        assert (answer.hint.step if answer.hint else None) == made_due
 
-    def _finishing(self, hold: Hold, how: str) -> Call[str]:
+    def _finishing(self, hold: Hold, how: str) -> Call[Finished | str]:
         return ledger.finish(
             hold,
             result='"end"',
@@ -515,8 +553,8 @@ class AnyOrder(RuleBasedStateMachine):
                     continue
                 hold = Hold(ref, played.model.steps[ref.step].fence)
                 how = "cancelled" if played.model.state == ExecutionState.CANCELLING else "completed"
-                expected = self._finished(Worker(played, ref.step, hold, call), how)
-                assert self.store.run(self._finishing(hold, how)) == expected == "finished"
+                self._finished(Worker(played, ref.step, hold, call), how, self.store.run(self._finishing(hold, how)))
+                assert played.model.is_over
             assert due.next_in_ms is not None, "what is open is looked at"
             self.store.advance(max(1, due.next_in_ms))
             assert self.now_ms - began_ms <= ENDS_WITHIN_MS, "every accepted execution ends"

@@ -21,8 +21,10 @@ from agent_exec.ledger.ledger import (
     CancelRequested,
     Claimed,
     Event,
+    Finished,
     Hold,
     NotClaimed,
+    Piece,
     Prioritised,
     StepRef,
 )
@@ -61,7 +63,7 @@ def advance(store: BlockingStore, ref: StepRef, *next_steps: str, join: str = ""
     return at(ref, next_steps[0])
 
 
-def finish(hold: Hold, status: str = "completed", *, cancelled: bool = False) -> Call[str]:
+def finish(hold: Hold, status: str = "completed", *, cancelled: bool = False) -> Call[Finished | str]:
     return ledger.finish(
         hold,
         result="{}",
@@ -149,7 +151,7 @@ def test_an_expired_lease_lets_another_attempt_in_and_fences_the_first(store: Bl
 def test_tokens_of_a_lost_attempt_are_declared_void(store: BlockingStore) -> None:
     ref = accepted(store)
     first = claimed(store, ref, lease_s=0)
-    store.run(ledger.tell(first.hold, [Event(EventName.TOKEN, "{}")], piece=1))
+    store.run(ledger.tell_pieces([Piece(first.hold, 1, "{}")]))
     claimed(store, ref, lease_s=0)
     claimed(store, ref)
     assert logged(store, ref) == ["agent_execution_started", "agent_response_token", "step_restarted"]
@@ -158,9 +160,19 @@ def test_tokens_of_a_lost_attempt_are_declared_void(store: BlockingStore) -> Non
 def test_a_piece_told_twice_is_logged_once(store: BlockingStore) -> None:
     ref = accepted(store)
     hold = claimed(store, ref).hold
-    for piece in (1, 1, 2, 1):
-        assert store.run(ledger.tell(hold, [Event(EventName.TOKEN, "{}")], piece=piece)) == "told"
+    for number in (1, 1, 2, 1):
+        assert store.run(ledger.tell_pieces([Piece(hold, number, "{}")])) == ["told"]
     assert logged(store, ref).count("agent_response_token") == 2
+
+
+def test_pieces_of_many_executions_are_told_at_once_and_each_for_itself(store: BlockingStore) -> None:
+    lost, other = claimed(store, accepted(store), lease_s=0).hold, claimed(store, accepted(store)).hold
+    taken_over = claimed(store, lost.ref).hold
+    nobody = Hold(StepRef("acme", "gone", "prompt"), 1)
+    pieces = [Piece(hold, 1, "{}") for hold in (other, lost, nobody, taken_over)] + [Piece(other, 2, "{}")]
+    assert store.run(ledger.tell_pieces(pieces)) == ["told", "fenced", "gone", "told", "told"]
+    assert logged(store, other.ref) == ["agent_execution_started", *["agent_response_token"] * 2]
+    assert logged(store, lost.ref) == ["agent_execution_started", "agent_response_token"]
 
 
 def test_a_record_repeated_after_a_lost_reply_changes_nothing(store: BlockingStore) -> None:
@@ -303,7 +315,7 @@ def test_finish_writes_one_terminal_event_and_lets_all_expire(store: BlockingSto
     claim = claimed(store, ref)
     listener = store.redis.pubsub()
     listener.subscribe(keys.celery_result(ref.execution_id))
-    assert [store.run(finish(claim.hold)), store.run(finish(claim.hold))] == ["finished", "done"]
+    assert [store.run(finish(claim.hold)), store.run(finish(claim.hold))] == [Finished(None), "done"]
     assert logged(store, ref) == ["agent_execution_started", "agent_execution_completed"]
     assert store.redis.xlen(keys.responses("acme", ref.execution_id)) == 1
     assert store.redis.zcard(keys.pending()) == 0
@@ -322,7 +334,7 @@ def test_finish_writes_one_terminal_event_and_lets_all_expire(store: BlockingSto
 def test_nothing_is_written_after_the_end(store: BlockingStore) -> None:
     ref = advance(store, accepted(store), "tool_call.1.0", "tool_call.1.1", join="completion.2")
     one, two = claimed(store, ref).hold, claimed(store, at(ref, "tool_call.1.1")).hold
-    assert store.run(finish(one)) == "finished"
+    assert store.run(finish(one)) == Finished(None)
     writes = [
         ledger.tell(two, [Event(EventName.TOKEN, "{}")]),
         ledger.join(two, result="{}", events=[], target="completion.2", parent_id=""),
@@ -348,7 +360,7 @@ def test_cancel_is_durable_and_says_what_was_already_over(store: BlockingStore) 
     before = logged(store, ref)
     assert [store.run(finish(claim.hold, status)) for status in ("completed", "failed")] == ["cancelled"] * 2
     assert logged(store, ref) == before, "whoever cancels was told that this is the end, and no other is"
-    assert store.run(finish(claim.hold, "failed", cancelled=True)) == "finished"
+    assert store.run(finish(claim.hold, "failed", cancelled=True)) == Finished(None)
     assert store.run(ledger.cancel("acme", ref.execution_id)) == AlreadyOver("failed")
 
 
@@ -534,6 +546,6 @@ def test_the_largest_execution_that_the_contract_allows_is_ended_in_little_time(
     store.redis.config_resetstat()
     assert store.run(ledger.cancel("acme", ref.execution_id)) == CancelRequested()
     assert isinstance(store.run(ledger.prioritise("acme", ref.execution_id, wish=2)), Prioritised)
-    assert store.run(finish(hold, "failed", cancelled=True)) == "finished"
+    assert store.run(finish(hold, "failed", cancelled=True)) == Finished(None)
     spent = store.redis.info("commandstats")["cmdstat_evalsha"]
     assert spent["usec_per_call"] < 100_000, "of a machine however busy"

@@ -15,7 +15,7 @@ from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.contract.message import Message
 from agent_exec.errors import Conflict, NotFound
 from agent_exec.ledger import ledger, life
-from agent_exec.ledger.ledger import Claimed, Event, Hold, NotClaimed, StepRef
+from agent_exec.ledger.ledger import Claimed, Event, Finished, Hold, NotClaimed, Orphan, Parent, Piece, StepRef
 from agent_exec.ledger.life import ExecutionState, StepState
 from agent_exec.script import Call
 from tests.ledger.clocked import ClockedStore
@@ -46,12 +46,17 @@ class Scene:
         default_factory=lambda: submission.message_of(ExecutionRequest(agent_id="desk", query="q"), tenant_id="acme")
     )
     claims: dict[str, Call[Claimed | NotClaimed]] = field(default_factory=dict)
+    parent: Parent | None = None
 
     def ref(self, step: str) -> StepRef:
         return StepRef(self.message.tenant_id, self.message.execution_id, step)
 
-    def accept(self, *, parent: tuple[str, str] | None = None) -> None:
-        self.store.run(accepting(self.message, parent=parent))
+    def accept(self) -> None:
+        self.store.run(accepting(self.message, parent=self.parent))
+
+    def child(self) -> Scene:
+        """One that this one asks for, not accepted yet."""
+        return Scene(self.store, parent=Parent(self.message.execution_id, NAME, ("desk",)))
 
     def claim(self, step: str) -> Hold:
         self.claims[step] = ledger.claim(self.ref(step), lease_s=LEASE_S, worker="w")
@@ -117,7 +122,7 @@ class Scene:
         return ExecutionState.CANCELLING if "cancel_ms" in fields else ExecutionState(fields["status"])
 
 
-def accepting(message: Message, *, parent: tuple[str, str] | None = None) -> Call[ledger.Acceptance]:
+def accepting(message: Message, *, parent: Parent | None = None) -> Call[ledger.Acceptance]:
     return ledger.accept(
         message,
         request_digest=submission.request_digest(message),
@@ -134,7 +139,7 @@ def recorded(store: ClockedStore, hold: Hold, *next_steps: str, join: str = "") 
     assert store.run(written) == "recorded"
 
 
-def finishing(hold: Hold, status: str = "completed", *, cancelled: bool = False) -> Call[str]:
+def finishing(hold: Hold, status: str = "completed", *, cancelled: bool = False) -> Call[Finished | str]:
     return ledger.finish(
         hold,
         result='{"by":"finish"}',
@@ -225,10 +230,15 @@ class Stand:
     stale: Hold
 
 
-def stood(store: ClockedStore, state: StepState, way: Callable[[Scene, Hold], Any] | None) -> Stand:
-    """Bring a step into a state."""
+def stood(
+    store: ClockedStore, state: StepState, way: Callable[[Scene, Hold], Any] | None, *, child: Scene | None = None
+) -> Stand:
+    """Bring a step into a state; `child` is accepted before, as one of its execution's."""
     scene = Scene(store)
     scene.begin()
+    if child is not None:
+        child.parent = Parent(scene.message.execution_id, NAME)
+        child.accept()
     if way is None:
         absent = scene.ref("tool_call.9.9")
         return Stand(scene, Hold(absent, 2), Hold(absent, 1))
@@ -250,6 +260,8 @@ def writing(event: str, hold: Hold) -> Call[Any]:
             return ledger.renew([hold], lease_s=LEASE_S)
         case "tell":
             return ledger.tell(hold, told)
+        case "tell pieces":
+            return ledger.tell_pieces([Piece(hold, 1, "{}")])
         case "record":
             return ledger.record(hold, result="{}", events=told, next_steps=["completion.3"], parent_id="p", priority=5)
         case "join":
@@ -274,6 +286,8 @@ def verdict(answer: Any) -> str:
             return "claimed"
         case NotClaimed(reason):
             return reason
+        case Finished():
+            return "finished"
         case ledger.Sent(word="yes"):
             return "sent"
         case ledger.NotWaiting():
@@ -284,9 +298,14 @@ def verdict(answer: Any) -> str:
             return str(answer)
 
 
+def row(event: str) -> str:
+    """Return the row of the table that an event is in: text is told as all else is."""
+    return "tell" if event == "tell pieces" else event
+
+
 def repeated(event: str, then: StepState, said: str) -> str:
     """What the same call is answered the second time."""
-    return life.STEP["claim again" if said == "claimed" else event][then].verdict
+    return life.STEP["claim again" if said == "claimed" else row(event)][then].verdict
 
 
 def cancelled_or(said: str, scene: Scene) -> str:
@@ -295,7 +314,7 @@ def cancelled_or(said: str, scene: Scene) -> str:
     return life.EXECUTION["renew"][ExecutionState.CANCELLING].verdict if cancelled else said
 
 
-@pytest.mark.parametrize("event", ["claim", "claim again", "renew", "tell", *WRITES])
+@pytest.mark.parametrize("event", ["claim", "claim again", "renew", "tell", "tell pieces", *WRITES])
 def test_what_a_worker_does_comes_to_what_the_table_says_and_once(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
@@ -306,7 +325,7 @@ def test_what_a_worker_does_comes_to_what_the_table_says_and_once(
             call = writing(event, stand.hold)
             if event == "claim again":
                 call = scene.claims.get(step, call)
-            before, expected = scene.everything, life.STEP[event][state]
+            before, expected = scene.everything, life.STEP[row(event)][state]
             said = verdict(store.run(call))
             assert said == cancelled_or(expected.verdict, scene)
             assert scene.step_state(step) == expected.then
@@ -317,7 +336,7 @@ def test_what_a_worker_does_comes_to_what_the_table_says_and_once(
             assert scene.everything == after, "its reply was lost: once more, it changes nothing"
 
 
-@pytest.mark.parametrize("event", ["renew", "tell", *WRITES])
+@pytest.mark.parametrize("event", ["renew", "tell", "tell pieces", *WRITES])
 def test_what_an_overtaken_worker_does_changes_nothing(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
@@ -325,13 +344,13 @@ def test_what_an_overtaken_worker_does_changes_nothing(
         with subtests.test(state.value, way=getattr(way, "__name__", "")):
             stand = stood(store, state, way)
             before = stand.scene.everything
-            expected = life.STEP["stale write" if event in WRITES else f"stale {event}"][state]
+            expected = life.STEP["stale write" if event in WRITES else f"stale {row(event)}"][state]
             for _ in range(2):
                 assert verdict(store.run(writing(event, stand.stale))) == expected.verdict
             assert stand.scene.everything == before
 
 
-@pytest.mark.parametrize("event", ["claim", "renew", "tell", *WRITES])
+@pytest.mark.parametrize("event", ["claim", "renew", "tell", "tell pieces", *WRITES])
 def test_another_tenant_finds_nothing_and_changes_nothing(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
@@ -382,32 +401,125 @@ def test_a_word_from_outside_comes_to_what_the_table_says_and_the_first_one_stan
 def test_a_child_that_ends_sends_its_parent_the_word(store: ClockedStore, subtests: pytest.Subtests) -> None:
     for state, way in WAYS:
         with subtests.test(state.value, way=getattr(way, "__name__", "")):
-            stand = stood(store, state, way)
-            parent, child = stand.scene, Scene(store)
+            child = Scene(store)
+            stand = stood(store, state, way, child=child)
+            parent = stand.scene
+            assert parent.fields["children"] == child.message.execution_id
             stands = f"word:{NAME}" in parent.fields
-            child.accept(parent=(parent.message.execution_id, NAME))
             hold, before = child.claim("prompt"), parent.everything[:2]
-            assert [store.run(finishing(hold)) for _ in range(2)] == ["finished", "done"]
+            before[0].pop("children")
+            end = finishing(hold, "failed", cancelled=True)
+            ended, again = [store.run(end) for _ in range(2)]
+            assert again == "done"
+            assert isinstance(ended, Finished)
+            made_due = state == StepState.AWAITING
+            assert (ended.hint.step if ended.hint else None) == (STEP if made_due else None)
             assert parent.step_state(stand.hold.ref.step) == life.STEP["early word"][state].then
             if state == StepState.OVER or stands:
                 assert parent.everything[:2] == before
             else:
                 assert parent.fields[f"word:{NAME}"] == child.message.execution_id
+                assert "children" not in parent.fields
 
 
-@pytest.mark.parametrize("tenant_id", ["acme", "globex"])
-def test_a_child_whose_parent_is_not_its_tenants_ends_and_writes_nothing_there(
-    store: ClockedStore, tenant_id: str
+@pytest.mark.parametrize("whose", ["nobody's", "another tenant's"])
+def test_a_child_is_accepted_of_an_execution_that_is_there_and_its_tenants_alone(
+    store: ClockedStore, whose: str
 ) -> None:
-    parent, child = Scene(store), Scene(store)
+    parent = Scene(store)
     parent.begin()
-    parent_id = parent.message.execution_id if tenant_id == "globex" else "gone"
-    child.message = child.message.model_copy(update={"tenant_id": tenant_id})
-    child.accept(parent=(parent_id, NAME))
-    before, hold = parent.fields, child.claim("prompt")
-    assert store.run(finishing(hold)) == "finished"
-    assert parent.fields == before
-    assert not store.redis.exists(keys.execution(tenant_id, parent_id))
+    child = parent.child()
+    if whose == "nobody's":
+        child.parent = Parent("gone", NAME)
+    else:
+        child.message = child.message.model_copy(update={"tenant_id": "globex"})
+    before = parent.everything
+    with pytest.raises(Orphan):
+        child.accept()
+    assert parent.everything == before
+    assert child.fields == {}
+    assert not [key for key in store.redis.scan_iter() if b"globex" in key or b"gone" in key]
+
+
+def test_a_child_is_accepted_once_whatever_its_message_says_the_second_time(store: ClockedStore) -> None:
+    parent = Scene(store)
+    parent.begin()
+    hold = parent.claim(STEP)
+    child = parent.child()
+    child.accept()
+    before = parent.everything
+    assert store.run(accepting(child.message, parent=child.parent)).replayed
+    assert parent.everything[:2] == before[:2]
+    awaits(parent, hold)
+    assert isinstance(store.run(finishing(child.claim("prompt"))), Finished)
+    store.redis.delete(keys.execution("acme", child.message.execution_id))
+    store.redis.delete(keys.tenant_of(child.message.execution_id))
+    with pytest.raises(Orphan):  # its record has expired, and its parent knows of its end
+        child.accept()
+
+
+def test_a_child_whose_parent_has_expired_ends_and_writes_nothing_there(store: ClockedStore) -> None:
+    parent = Scene(store)
+    parent.begin()
+    child = parent.child()
+    child.accept()
+    store.redis.delete(keys.execution("acme", parent.message.execution_id))
+    assert store.run(finishing(child.claim("prompt"))) == Finished(None)
+    assert parent.fields == {}
+
+
+def test_a_childs_deadline_is_no_later_than_its_parents(store: ClockedStore) -> None:
+    parent = Scene(store)
+    parent.accept()
+    priority = ledger.record(
+        parent.claim("prompt"), result="{}", events=[], next_steps=[STEP], parent_id="p", priority=5, deadline_s=100
+    )
+    store.run(priority)
+    began_ms, child = store.now_ms, parent.child()
+    store.advance(40_000)
+    child.accept()
+    assert int(child.fields["deadline_ms"]) == began_ms + 100_000
+    for deadline_s, at_ms in ((90.0, began_ms + 100_000), (30.0, began_ms + 70_000)):
+        nephew = parent.child()
+        nephew.accept()
+        hold = nephew.claim("prompt")
+        store.run(
+            ledger.record(
+                hold, result="{}", events=[], next_steps=[STEP], parent_id="p", priority=5, deadline_s=deadline_s
+            )
+        )
+        assert int(nephew.fields["deadline_ms"]) == at_ms
+    store.advance(60_000)
+    with pytest.raises(Orphan):
+        parent.child().accept()
+
+
+def test_children_wait_behind_no_bound_and_are_as_urgent_as_their_parent(store: ClockedStore) -> None:
+    parent = Scene(store)
+    parent.begin()
+    child = parent.child()
+    call = ledger.accept(
+        child.message,
+        request_digest="d",
+        started=Event(EventName.STARTED, "{}"),
+        deadline_s=None,
+        retention_s=RETENTION_S,
+        max_queued=0,
+        parent=child.parent,
+        priority=8,
+    )
+    accepted = store.run(call)
+    assert (accepted.execution_id, accepted.replayed, accepted.priority) == (child.message.execution_id, False, 8)
+    nephew = child.child()
+    nephew.accept()
+    changed = store.run(ledger.prioritise("acme", parent.message.execution_id, wish=1))
+    assert isinstance(changed, ledger.Prioritised)
+    below = {(hint.execution_id, hint.step) for hint in changed.queued} - {
+        (parent.message.execution_id, step) for step in (STEP, OTHER)
+    }
+    assert below == {(one.message.execution_id, "prompt") for one in (child, nephew)}
+    assert {one.fields["wish"] for one in (parent, child, nephew)} == {"1"}
+    assert {one.fields["priority"] for one in (parent, child, nephew)} == {str(changed.priority)}
 
 
 def test_time_and_who_looks_come_to_what_the_table_says(store: ClockedStore, subtests: pytest.Subtests) -> None:
@@ -478,6 +590,7 @@ def happens(scene: Scene, event: str, hold: Hold) -> str:
         "prioritise": lambda: ledger.prioritise(tenant_id, execution_id, wish=7),
         "word": lambda: word(scene, hold),
         "early word": lambda: word(scene, hold, early=True),
+        "child": lambda: accepting(scene.child().message, parent=scene.child().parent),
         "finish completed": lambda: finishing(hold),
         "finish failed": lambda: finishing(hold, "failed"),
         "finish cancelled": lambda: finishing(hold, "failed", cancelled=True),
@@ -488,6 +601,8 @@ def happens(scene: Scene, event: str, hold: Hold) -> str:
         return "mismatch"
     except NotFound:
         return "gone"
+    except Orphan:
+        return "orphan"
     match answer:
         case ledger.Acceptance(replayed=replayed):
             return "replayed" if replayed else "accepted"
@@ -501,7 +616,7 @@ def happens(scene: Scene, event: str, hold: Hold) -> str:
             return verdict(other)
 
 
-@pytest.mark.parametrize("event", [event for event in life.EXECUTION if event != "retention passes"])
+@pytest.mark.parametrize("event", [event for event in life.EXECUTION if event not in ("retention passes", "end above")])
 def test_an_execution_lives_as_the_table_says(store: ClockedStore, subtests: pytest.Subtests, event: str) -> None:
     for state, way in EXECUTIONS.items():
         with subtests.test(state.value):
@@ -520,6 +635,30 @@ def test_an_execution_lives_as_the_table_says(store: ClockedStore, subtests: pyt
             assert len(ends) == (expected.then in (ExecutionState.COMPLETED, ExecutionState.FAILED))
             if expected.then != ExecutionState.ABSENT:  # and so the last row holds, by Redis's own clock
                 assert 0 < store.redis.ttl(keys.execution("acme", scene.message.execution_id)) <= RETENTION_S
+
+
+@pytest.mark.parametrize("end", ["cancel", "finish completed", "finish failed"])
+def test_what_ends_an_execution_ends_all_below_it(store: ClockedStore, subtests: pytest.Subtests, end: str) -> None:
+    for state, way in EXECUTIONS.items():
+        with subtests.test(state.value):
+            parent = Scene(store)
+            parent.begin()
+            if end != "cancel":
+                over = finishing(parent.claim(OTHER), end.partition(" ")[2])
+            child = parent.child()
+            way(child)
+            grandchild = child.child()
+            if state in (ExecutionState.PENDING, ExecutionState.PROCESSING):
+                grandchild.accept()
+            store.run(ledger.cancel("acme", parent.message.execution_id) if end == "cancel" else over)
+            assert child.execution_state == life.EXECUTION["end above"][state].then
+            if grandchild.fields:
+                assert grandchild.execution_state == ExecutionState.CANCELLING
+                ends = {(ref.execution_id, ref.step) for ref in store.run(ledger.due()).ends}
+                assert (grandchild.message.execution_id, "prompt") in ends, "at once, past every queue"
+            others = Scene(store)
+            others.begin()
+            assert others.execution_state == ExecutionState.PROCESSING
 
 
 @pytest.mark.parametrize("event", ["cancel", "prioritise", "word", "early word"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,10 @@ class Orchestrator:
 
     #: Refuse the handshake with this status.
     refuses: int | None = None
+    #: And name this address to go to.
+    refers_to: str = ""
+    #: Take this token alone, and answer 401 to others.
+    token: str | None = None
     #: Accept and close at once with this code.
     slams: int | None = None
     #: Which frames it acknowledges.
@@ -42,11 +47,20 @@ class Orchestrator:
     handshake_times: list[float] = field(default_factory=list)
     open: set[ServerConnection] = field(default_factory=set)
     url: str = ""
+    #: With it, it speaks TLS.
+    tls: ssl.SSLContext | None = None
 
     def _on_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
         self.handshakes.append(request)
         self.handshake_times.append(time.monotonic())
-        return None if self.refuses is None else connection.respond(self.refuses, "no\n")
+        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return connection.respond(401, "who?\n")
+        if self.refuses is None:
+            return None
+        response = connection.respond(self.refuses, "no\n")
+        if self.refers_to:
+            response.headers["Location"] = self.refers_to
+        return response
 
     async def _on_connection(self, connection: ServerConnection) -> None:
         if self.slams is not None:
@@ -69,9 +83,17 @@ class Orchestrator:
         """Be up."""
         self.reads.set()
         server = await serve(
-            self._on_connection, "127.0.0.1", port, process_request=self._on_handshake, ping_interval=None
+            self._on_connection,
+            "127.0.0.1",
+            port,
+            process_request=self._on_handshake,
+            ping_interval=None,
+            max_size=None,
+            ssl=self.tls,
         )
-        self.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws/task_updates"
+        self.url = (
+            f"{'ws' if self.tls is None else 'wss'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws/task_updates"
+        )
         try:
             yield server
         finally:

@@ -11,7 +11,7 @@ from agent_exec import submission
 from agent_exec.contract.event import EventName
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.ledger import ledger
-from agent_exec.ledger.ledger import Claimed, Event, Hold, StepRef
+from agent_exec.ledger.ledger import Claimed, Event, Finished, Hold, StepRef
 from agent_exec.store import Store
 from notifier import outbox
 from notifier.outbox import Left
@@ -65,4 +65,4 @@ class Work:
             events=[Event(EventName.COMPLETED, "{}")],
             retention_s=3_600,
         )
-        assert await self.store.run(ended) == "finished"
+        assert await self.store.run(ended) == Finished(None)

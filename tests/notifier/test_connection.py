@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from pydantic import SecretStr
 
 from agent_exec.errors import SettingsInvalid
 from agent_exec.settings import Settings, read_settings
 from notifier import connection
-from notifier.connection import Backoff, ConnectionLost, CredentialRefused, connect
+from notifier.connection import Backoff, ConnectionLost, CredentialRefused, connect, refused_pause_s
 from tests.notifier.conftest import TOKEN
 from tests.notifier.played_orchestrator import Orchestrator, until
 
@@ -18,7 +17,7 @@ from tests.notifier.played_orchestrator import Orchestrator, until
 async def test_the_token_travels_in_a_header_and_nothing_is_compressed(
     orchestrator: Orchestrator, settings: Settings
 ) -> None:
-    async with connect(settings) as open_connection:
+    async with connect(settings.orchestrator_ws_url, token=TOKEN) as open_connection:
         await open_connection.arrival()
     [handshake] = orchestrator.handshakes
     assert handshake.headers["Authorization"] == f"Bearer {TOKEN}"
@@ -27,7 +26,7 @@ async def test_the_token_travels_in_a_header_and_nothing_is_compressed(
 
 
 async def test_no_token_is_no_header(orchestrator: Orchestrator, settings: Settings) -> None:
-    async with connect(settings.model_copy(update={"service_token": SecretStr("")})):
+    async with connect(settings.orchestrator_ws_url, token=""):
         pass
     assert "Authorization" not in orchestrator.handshakes[0].headers
 
@@ -41,9 +40,19 @@ async def test_a_refused_handshake_says_why(
 ) -> None:
     orchestrator.refuses = status
     with pytest.raises(ConnectionLost, match=f"answered {status}") as refused:
-        async with connect(settings):
+        async with connect(settings.orchestrator_ws_url, token=TOKEN):
             pass
     assert type(refused.value) is kind
+
+
+async def test_a_redirect_is_not_followed_for_it_would_carry_the_token(orchestrator: Orchestrator) -> None:
+    elsewhere = Orchestrator()
+    async with elsewhere.listening():
+        orchestrator.refuses, orchestrator.refers_to = 302, elsewhere.url
+        with pytest.raises(ConnectionLost, match="answered 302"):
+            async with connect(orchestrator.url, token=TOKEN):
+                pass
+    assert elsewhere.handshakes == []
 
 
 @pytest.mark.parametrize(
@@ -54,14 +63,14 @@ async def test_a_closed_connection_says_why(
     orchestrator: Orchestrator, settings: Settings, code: int, kind: type[ConnectionLost]
 ) -> None:
     orchestrator.slams = code
-    async with connect(settings) as open_connection:
+    async with connect(settings.orchestrator_ws_url, token=TOKEN) as open_connection:
         with pytest.raises(ConnectionLost, match=f"closed with {code}") as closed:
             await anext(open_connection.messages())
     assert type(closed.value) is kind
 
 
 async def test_a_broken_connection_is_lost_for_every_verb(orchestrator: Orchestrator, settings: Settings) -> None:
-    async with connect(settings) as open_connection:
+    async with connect(settings.orchestrator_ws_url, token=TOKEN) as open_connection:
         await until(lambda: orchestrator.open)
         orchestrator.sever()
         with pytest.raises(ConnectionLost, match="broken"):
@@ -72,10 +81,9 @@ async def test_a_broken_connection_is_lost_for_every_verb(orchestrator: Orchestr
             await open_connection.arrival()
 
 
-async def test_nobody_there_is_no_connection(settings: Settings) -> None:
-    nobody = settings.model_copy(update={"orchestrator_ws_url": "ws://127.0.0.1:1/"})
+async def test_nobody_there_is_no_connection() -> None:
     with pytest.raises(ConnectionLost, match="Connect call failed"):
-        async with connect(nobody):
+        async with connect("ws://127.0.0.1:1/", token=TOKEN):
             pass
 
 
@@ -83,7 +91,7 @@ async def test_silence_is_a_lost_connection(
     orchestrator: Orchestrator, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SILENCE_S", 0.2)
-    async with connect(settings) as open_connection:
+    async with connect(settings.orchestrator_ws_url, token=TOKEN) as open_connection:
         await until(lambda: orchestrator.open)
         orchestrator.swallow()
         with pytest.raises(ConnectionLost, match="no sign of life"):
@@ -120,8 +128,7 @@ def test_only_a_connection_of_use_makes_pauses_short_again(monkeypatch: pytest.M
 
 
 def test_a_refused_token_is_tried_at_most_twice_a_minute() -> None:
-    backoff = Backoff(cap_s=0.1)
-    assert all(backoff.pause_s(refused=True) > 30 for _ in range(100))
+    assert all(refused_pause_s() > 30 for _ in range(100))
 
 
 def test_backing_off_for_ever_overflows_nothing() -> None:

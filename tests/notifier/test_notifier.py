@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from agent_exec.contract.event import Frame
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import Claimed
+from agent_exec.notifier_state import NotifierState, notifier_state
 from agent_exec.settings import Settings
 from agent_exec.store import Store
-from notifier import connection, notifier
+from notifier import connection, protocol, session
 from notifier.commands import carry_out
 from notifier.protocol import CancelExecution
 from tests.notifier.conftest import TOKEN, Notifying
@@ -148,7 +150,7 @@ async def test_a_dead_connection_is_noticed_without_any_traffic(
 ) -> None:
     monkeypatch.setattr(connection, "SILENCE_S", 0.2)
     monkeypatch.setattr(connection, "CLOSE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(notifier, "PROBE_AFTER_S", 0.1)
+    monkeypatch.setattr(session, "PROBE_AFTER_S", 0.1)
     async with notifying():
         await until(lambda: orchestrator.open)
         orchestrator.swallow()
@@ -200,6 +202,77 @@ async def test_a_refused_token_raises_an_alarm_and_is_hardly_tried_again(
     ]
     assert all("AGENT_EXEC_SERVICE_TOKEN" in alarm["event"] for alarm in alarms)
     assert TOKEN not in str(logs)
+
+
+async def test_f50_a_token_that_expires_is_read_anew_from_its_file(
+    orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-first-token")
+    orchestrator.token = "the-first-token"
+    hold = await work.begin()
+    async with notifying(service_token_file=file):
+        await until(lambda: orchestrator.has_all(hold.ref.execution_id, 1))
+        orchestrator.token = "the-second-token"
+        [connected] = orchestrator.open
+        await connected.close(4401)
+        await work.tokens(hold, 3)
+
+        async def told() -> bool:
+            report = (await async_store.run(notifier_state())).report
+            return report is not None and report.trouble == "the orchestrator closed with 4401"
+
+        await eventually(told)
+        assert len(orchestrator.handshakes) == 1, "what it has is refused: it waits for another"
+        file.write_text("the-second-token")
+        await until(lambda: orchestrator.has_all(hold.ref.execution_id, 4))
+        await all_done(async_store)
+    assert len(orchestrator.handshakes) == 2
+
+
+async def test_an_operator_sees_how_it_stands(
+    orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
+) -> None:
+    nobody = await async_store.run(notifier_state())
+    assert nobody == NotifierState(is_active=False, report=None, unsent=0, unacked=0, lag_s=0)
+    holds = [await work.begin() for _ in range(3)]
+    await asyncio.sleep(0.05)  # that the oldest event has an age
+    waiting = await async_store.run(notifier_state())
+    assert (waiting.unsent, waiting.unacked, waiting.is_connected) == (3, 0, False)
+    assert 0.05 <= waiting.lag_s < 10
+    orchestrator.acks = lambda frame: frame["execution_id"] != holds[0].ref.execution_id
+    orchestrator.refuses = 503
+
+    async def seen(is_it: Callable[[NotifierState], bool]) -> NotifierState:
+        states = list[NotifierState]()
+
+        async def is_now() -> bool:
+            states.append(await async_store.run(notifier_state()))
+            return is_it(states[-1])
+
+        await eventually(is_now)
+        return states[-1]
+
+    async with notifying():
+        state = await seen(lambda state: state.report is not None and state.report.trouble is not None)
+        assert (state.is_active, state.is_connected, state.unsent) == (True, False, 3)
+        assert state.report is not None
+        assert state.report.trouble == "the orchestrator answered 503"
+        orchestrator.refuses = None
+        await until(lambda: orchestrator.open)
+        await orchestrator.say("junk")
+        state = await seen(lambda state: state.report is not None and bool(state.report.ignored))
+        assert (state.is_connected, state.unsent, state.unacked, state.lag_s) == (True, 0, 1, 0)
+        assert state.report is not None
+        assert (state.report.holder, state.report.connections, state.report.sent) == ("one", 1, 3)
+        assert state.report.ignored == {"not_json": 1}
+        assert (state.report.trouble, state.report.connected_since_ms is None) == (None, False)
+        orchestrator.acks = lambda _: True
+        await orchestrator.say({"ack": f"{holds[0].ref.execution_id}:1"})
+        await all_done(async_store)
+    over = await async_store.run(notifier_state())
+    assert (over.is_active, over.is_connected) == (False, False)
+    assert over.report is not None, "what the last one said stays readable"
 
 
 async def test_an_orchestrator_that_accepts_and_closes_is_backed_off_from(
@@ -402,11 +475,11 @@ async def test_junk_is_counted_and_harms_nothing(
             b"\x00",
         ):
             await orchestrator.say(junk)
-        await until(lambda: running.ignored.total() == 8)
+        await until(lambda: running.tally.ignored.total() == 8)
         await work.tokens(hold, 1)
         await until(lambda: orchestrator.has_all(execution_id, 2))
         await all_done(async_store)
-    assert running.ignored == {
+    assert running.tally.ignored == {
         "bad_ack": 2,
         "ack_ahead": 1,
         "ack_gone": 1,
@@ -439,24 +512,24 @@ async def test_a_late_ack_takes_nothing_back(
 async def test_a_flood_of_acks_is_ignored(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifier, "MAX_WAITING_ACKS", 0)
+    monkeypatch.setattr(protocol, "MAX_WAITING_ACKS", 0)
     orchestrator.acks = lambda _: True
     await work.begin()
     async with notifying(notifier_drain_s=0.1) as running:
-        await until(lambda: running.ignored["too_many_acks"])
+        await until(lambda: running.tally.ignored["too_many_acks"])
 
 
 async def test_a_flood_of_commands_is_ignored_and_blocks_no_ack(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifier, "MAX_WAITING_COMMANDS", 1)
+    monkeypatch.setattr(session, "MAX_WAITING_COMMANDS", 1)
     hold = await work.begin()
     execution_id = hold.ref.execution_id
     async with notifying() as running:
         await until(lambda: orchestrator.has_all(execution_id, 1))
         orchestrator.reads.clear()
         await work.tokens(hold, 200, text="x" * 100_000)
-        while not running.ignored["too_many_commands"]:
+        while not running.tally.ignored["too_many_commands"]:
             await orchestrator.say({"command": "replay_from", "execution_id": execution_id, "sequence": 1})
             await asyncio.sleep(0.005)
         orchestrator.reads.set()

@@ -10,6 +10,7 @@ from agent_exec import keys
 from agent_exec.contract.event import Frame
 from agent_exec.errors import Conflict
 from agent_exec.events import event_id
+from agent_exec.notifier_state import NotifierReport
 from agent_exec.store import Store
 from notifier import outbox
 from notifier.outbox import Left
@@ -21,12 +22,12 @@ ME = "me"
 
 async def send_all(store: Store, *, events: int = 10_000, holder: str = ME) -> list[tuple[str, int]]:
     """Take until there is nothing more, as an active notifier does; return what would have been sent."""
-    assert await store.run(outbox.hold(holder, lease_s=5))
+    assert await store.run(outbox.hold(NotifierReport(holder=holder), lease_s=5))
     frames: list[tuple[str, int]] = []
     while (taken := await store.run(outbox.take(events=events))).pages:
         frames += [(page.execution_id, event.sequence) for page in taken.pages for event in page.events]
         ends = [Position(page.tenant_id, page.execution_id, page.events[-1].sequence) for page in taken.pages]
-        assert await store.run(outbox.sent(ends, holder=holder, forget_after_s=60))
+        assert await store.run(outbox.sent(ends, holder=holder, forget_after_s=60)) is not None
     return frames
 
 
@@ -62,6 +63,14 @@ async def test_nothing_is_sent_twice_and_new_events_come_back(async_store: Store
     await work.tokens(hold, 2)
     assert await send_all(async_store) == [(hold.ref.execution_id, 2), (hold.ref.execution_id, 3)]
     assert await async_store.run(outbox.left()) == Left(unsent=0, unacked=1)
+
+
+async def test_noting_what_was_sent_tells_what_waits_now(async_store: Store, work: Work) -> None:
+    first, second = await work.begin(), await work.begin()
+    assert await async_store.run(outbox.hold(NotifierReport(holder=ME), lease_s=5))
+    ends = [Position("acme", hold.ref.execution_id, 1) for hold in (first, second)]
+    assert await async_store.run(outbox.sent(ends[:1], holder=ME, forget_after_s=60)) == 1
+    assert await async_store.run(outbox.sent(ends[1:], holder=ME, forget_after_s=60)) == 0
 
 
 async def test_executions_take_turns(async_store: Store, work: Work) -> None:
@@ -114,14 +123,14 @@ async def test_what_nobody_acknowledges_is_forgotten_in_the_end(async_store: Sto
 
 async def test_only_the_active_notifier_notes_what_was_sent(async_store: Store, work: Work) -> None:
     hold = await work.begin()
-    assert await async_store.run(outbox.hold("other", lease_s=5))
-    assert not await async_store.run(outbox.hold(ME, lease_s=5))
+    assert await async_store.run(outbox.hold(NotifierReport(holder="other"), lease_s=5))
+    assert not await async_store.run(outbox.hold(NotifierReport(holder=ME), lease_s=5))
     end = Position("acme", hold.ref.execution_id, 1)
-    assert not await async_store.run(outbox.sent([end], holder=ME, forget_after_s=60))
+    assert await async_store.run(outbox.sent([end], holder=ME, forget_after_s=60)) is None
     assert (await async_store.run(outbox.left())) == Left(unsent=1, unacked=0)
     assert not await async_store.run(outbox.let_go(ME))
     assert await async_store.run(outbox.let_go("other"))
-    assert await async_store.run(outbox.hold(ME, lease_s=5))
+    assert await async_store.run(outbox.hold(NotifierReport(holder=ME), lease_s=5))
 
 
 async def test_acks_are_cumulative_and_cover_no_event_that_was_not_sent(async_store: Store, work: Work) -> None:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_exec.contract.command import CommandResult
 from agent_exec.events import event_id
+from notifier import protocol
 from notifier.protocol import (
     Ack,
     BadCommand,
     CancelExecution,
+    Conversation,
     Ignored,
     Position,
-    Probe,
     ReplayFrom,
     ResolveApproval,
-    Window,
+    Unsettled,
     hear,
 )
 
 EXECUTION = "6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f10"
+OTHER = "6f1c0a52-5f6e-4f0b-9a44-0f6f2f6f8f11"
 
 
 def said(**message: object) -> str:
@@ -128,49 +131,88 @@ def test_a_result_says_what_became_of_a_command() -> None:
     assert refused["execution_id"] is None
 
 
-def test_a_probe_proves_what_was_sent_before_it_and_no_more() -> None:
-    window = Window(10)
-    window.sent(Position("acme", "a", 3), frames=3)
-    window.sent(Position("acme", "b", 1), frames=1)
-    window.sent(Position("acme", "a", 5), frames=2)
-    probe = window.probe()
-    window.sent(Position("acme", "a", 6), frames=1)
-    assert probe == Probe(6, [Position("acme", "a", 5), Position("acme", "b", 1)])
-    assert window.room == 3
-    window.arrived(probe)
-    assert window.room == 9
-    assert window.probe() == Probe(1, [Position("acme", "a", 6)])
+def conversation(*, window: int = 10, ignored: list[str] | None = None) -> Conversation:
+    return Conversation(window=window, ignore=(ignored if ignored is not None else []).append)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_two_ends_in_memory_agree_however_the_wire_delays(seed: int) -> None:
-    """A sender with a window, a wire that holds frames and pings back, a receiver: nothing is proven before it is there."""
-    dice = random.Random(seed)
-    window, wire, pongs = Window(7), list[Position | Probe](), list[Probe]()
-    sent, there, proven = dict.fromkeys("abc", 0), dict.fromkeys("abc", 0), dict.fromkeys("abc", 0)
-    while min(proven.values()) < 30:
-        match dice.choice(["send", "ping", "carry", "pong"]):
-            case "send" if window.room:
-                execution = dice.choice("abc")
-                frames = dice.randint(1, window.room)
-                for _ in range(frames):
-                    sent[execution] += 1
-                    wire.append(Position("acme", execution, sent[execution]))
-                window.sent(Position("acme", execution, sent[execution]), frames=frames)
-            case "ping":
-                wire.append(window.probe())
-            case "carry" if wire:
-                match wire.pop(0):
-                    case Position(_, execution, sequence):
-                        assert sequence == there[execution] + 1
-                        there[execution] = sequence
-                    case Probe() as probe:
-                        pongs.append(probe)
-            case "pong" if pongs:
-                probe = pongs.pop(0)
-                window.arrived(probe)
-                proven |= {one.execution_id: one.sequence for one in probe.positions}
-            case _:
-                pass
-        assert all(proven[execution] <= there[execution] <= sent[execution] for execution in "abc")
-        assert 0 <= window.room <= window.size
+def test_a_pong_proves_what_was_sent_before_its_ping_and_no_more() -> None:
+    ours = conversation()
+    ours.sent(Position("acme", "a", 3), frames=3)
+    ours.sent(Position("acme", "b", 1), frames=1)
+    ours.sent(Position("acme", "a", 5), frames=2)
+    ours.ping()
+    ours.sent(Position("acme", "a", 6), frames=1)
+    assert (ours.room, ours.is_half_empty, ours.is_settled) == (3, False, True)
+    ours.pong()
+    assert (ours.room, ours.is_half_empty, ours.is_settled) == (9, True, False)
+    assert ours.unsettled() == Unsettled([], [Position("acme", "a", 5), Position("acme", "b", 1)])
+    assert ours.unsettled() == Unsettled([], [])
+    ours.ping()
+    ours.pong()
+    assert (ours.room, ours.unsettled()) == (10, Unsettled([], [Position("acme", "a", 6)]))
+
+
+def test_nothing_from_before_a_replay_proves_what_it_sends_again() -> None:
+    ours = conversation()
+    ours.sent(Position("acme", EXECUTION, 3), frames=3)
+    ours.ping()
+    ours.sent(Position("acme", EXECUTION, 4), frames=1)
+    ours.heard(said(ack=event_id(EXECUTION, 4)))
+    ours.sends_again(EXECUTION)
+    ours.pong()
+    ours.ping()
+    ours.pong()
+    assert (ours.room, ours.unsettled()) == (10, Unsettled([], []))
+
+
+def test_of_an_executions_acks_the_highest_counts() -> None:
+    ours = conversation()
+    for sequence in (2, 5, 3):
+        assert ours.heard(said(ack=event_id(EXECUTION, sequence))) is None
+    assert [ack.sequence for ack in ours.unsettled().acks] == [5]
+    assert ours.is_settled
+
+
+def test_acks_that_wait_are_bounded_and_junk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_WAITING_ACKS", 1)
+    ignored = list[str]()
+    ours = conversation(ignored=ignored)
+    for message in (
+        said(ack=event_id(EXECUTION, 1)),
+        said(ack=event_id(OTHER, 1)),
+        said(ack=event_id(EXECUTION, 2)),
+        "?",
+    ):
+        assert ours.heard(message) is None
+    assert ignored == ["too_many_acks", "not_json"]
+    assert [ack.ack for ack in ours.unsettled().acks] == [event_id(EXECUTION, 2)]
+
+
+def test_what_is_asked_for_is_handed_on() -> None:
+    command = {"command": "replay_from", "execution_id": EXECUTION}
+    assert isinstance(conversation().heard(said(**command, sequence=1)), ReplayFrom)
+    assert isinstance(conversation().heard(said(**command)), BadCommand)
+
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(EXECUTION),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+_FIELDS = ["ack", "command", "execution_id", "sequence", "tenant_id", "tool_call_id", "approved", "reason"]
+
+
+@given(st.binary(max_size=60) | st.text(st.characters(), max_size=60))
+def test_no_text_raises(message: str | bytes) -> None:
+    assert isinstance(hear(message), Ignored)
+
+
+@given(
+    st.dictionaries(st.sampled_from(_FIELDS), _ANY, max_size=len(_FIELDS)),
+    st.sampled_from([None, "cancel_execution", "resolve_approval", "replay_from"]),
+)
+def test_nothing_that_is_said_raises(said_: dict[str, object], command: str | None) -> None:
+    heard = hear(json.dumps(said_ if command is None else {**said_, "command": command}))
+    assert isinstance(heard, Ack | CancelExecution | ResolveApproval | ReplayFrom | BadCommand | Ignored)
+    if isinstance(heard, BadCommand):
+        assert heard.complaint

@@ -5,8 +5,8 @@ nothing of it is changed: everything that it does to Redis, to a provider or to 
 and these are watched.
 
 A point is `before:EFFECT` or `after:EFFECT`, and `@2` behind it means the second time. An effect is a script by its folder
-and name, and, where one is meant, the kind of step that it is about: `ledger.record:completion`, `broker.ack:plain`;
-`ledger.tell:piece` is a piece of streamed text. Or it is a request: `agent_management.get`, `tool_registry.post`,
+and name, and, where one is meant, the kind of step that it is about: `ledger.record:completion`, `broker.ack:plain`.
+Or it is a request: `agent_management.get`, `tool_registry.post`, `callback.post`,
 `provider.stream` with `provider.head` for its beginning. After a script means that it has taken effect, and that nobody has
 seen its reply.
 """
@@ -95,8 +95,6 @@ class Point:
 def effect_of(call: Call[Any]) -> str:
     """Return the name of what a call does."""
     script = SCRIPTS[call.script.sha]
-    if script == "ledger.tell" and int(call.args[4]) > 0:
-        return "ledger.tell:piece"
     kinds = [found[1] or found[2] for text in call.args[:_NAMED_WITHIN] if (found := _KIND.search(str(text)))]
     return ":".join([script, *kinds[:1]])
 
@@ -108,7 +106,9 @@ def watch(point: Point) -> None:
         _watch_broker(point)
     elif point.effect.startswith("provider."):
         _watch_providers(point)
-    elif not point.effect.startswith(("ledger.", "notifier.")):
+    elif point.effect == "callback.post":
+        _watch_egress(point)
+    elif not point.effect.startswith(("ledger.", "notifier.", "callbacks.")):
         _watch_neighbours(point)
 
 
@@ -203,6 +203,21 @@ def _watch_neighbours(point: Point) -> None:
         return answer
 
     Neighbour.ask = watched  # type: ignore[method-assign]
+
+
+def _watch_egress(point: Point) -> None:
+    from notifier.egress import Egress
+
+    post = Egress.post
+
+    @functools.wraps(post)
+    async def watched(self: Egress, url: str, **options: Any) -> Any:
+        point.at("before", "callback.post")
+        answer = await post(self, url, **options)
+        point.at("after", "callback.post")
+        return answer
+
+    Egress.post = watched  # type: ignore[method-assign]
 
 
 def main() -> None:

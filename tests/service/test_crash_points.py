@@ -8,6 +8,7 @@ and is the one thing here that is not real.
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import uuid
@@ -18,13 +19,17 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, signature
 
 from agent_exec import AgentExecClient, EventName, ExecutionRequest, FinalResponse, Frame, keys
 from agent_exec.broker import fair_queue
+from agent_exec.callbacks import callbacks
+from agent_exec.callbacks.callbacks import CallbackRef
+from agent_exec.contract.callback import CallbackState
 from agent_exec.contract.message import Message
 from agent_exec.errors import AgentExecError, ExecutionFailed
 from agent_exec.store import BlockingStore
+from tests.callbacks.played_end import time_passes
 from tests.processes import Process, answers, free_port, wait_until
 from tests.service.conftest import Service
 from tests.service.crashing import SCRIPTS
@@ -47,12 +52,19 @@ NO_BOUNDARY = {
     "broker.wake": "passes on a wake-up; whoever waits for one looks by itself every second",
     "broker.requeue": "a message whose worker died before it comes back with its lease, as after broker.pop",
     "broker.release": "as broker.requeue",
+    "agent_exec.observe": "reads",
+    "ledger.due_links": "puts a look off by seconds; whoever dies with it is followed by the next look",
     "agent_exec.info": "reads",
     "agent_exec.writable": "a probe",
     "agent_exec.edition": "reads",
     "agent_exec.invalidate": "a command; who gets no answer says it again",
     "ledger.send_word": "a command; said again it is answered with the word that stands",
     "spending.usage": "reads",
+    "agent_exec.notifier_state": "reads",
+    "callbacks.look": "reads",
+    "callbacks.page": "reads",
+    "callbacks.backlog": "reads",
+    "callbacks.redeliver": "a command; said again it changes nothing more",
     "notifier.left": "reads",
     "notifier.tenant_of": "reads",
     "notifier.replay": "a command; who gets no answer says it again",
@@ -112,7 +124,7 @@ ROWS = [
     Row("told", "ledger.join:tool_call"),
     Row("told", "ledger.join:tool_call@2"),
     Row("told", "broker.push:completion@2"),
-    Row("told", "ledger.tell:piece", before=1, after=1),
+    Row("told", "ledger.tell_pieces", before=1, after=1),
     Row("told", "ledger.finish:completion", before=1),
     Row("told", "broker.ack:completion@2"),
     # The provider refuses the first call: the step waits, and is due again.
@@ -130,6 +142,20 @@ ROWS = [
     # A tool that takes its time, and heartbeats meanwhile.
     Row("slow", "ledger.renew"),
     Row("slow", "broker.renew"),
+    # A task of the sender's own stands behind it.
+    Row("in a chain", "ledger.accept"),
+    Row("in a chain", "ledger.finish:completion", before=1),
+    Row("in a chain", "agent_exec.commit"),
+    Row("in a chain", "broker.ack:completion@2"),
+    # An agent asks another one: the child is begun, its parent waits, it ends, its parent goes on.
+    Row("asks another agent", "ledger.accept"),
+    Row("asks another agent", "broker.push:prompt"),
+    Row("asks another agent", "ledger.wait:tool_call"),
+    Row("asks another agent", "broker.ack:tool_call"),
+    Row("asks another agent", "ledger.finish:completion", before=1),
+    Row("asks another agent", "broker.push:tool_call@3"),
+    Row("asks another agent", "ledger.join:tool_call@2"),
+    Row("asks another agent", "ledger.finish:completion@2", before=1),
     # Cancelled before any worker came.
     Row("cancelled", "ledger.finish:prompt"),
     # Written by a newer release.
@@ -144,6 +170,15 @@ ROWS = [
     Row("notified", "notifier.sent"),
     Row("notified", "notifier.received"),
     Row("notified", "notifier.acked"),
+    # The end is told to whoever asked for a callback, who takes it, refuses it, wants no more of it, or takes too long.
+    Row("called back", "ledger.accept"),
+    Row("called back", "ledger.finish:completion", before=1),
+    Row("called back", "callbacks.take", before=None),
+    Row("called back", "callback.post"),
+    Row("called back", "callbacks.delivered"),
+    Row("called back in vain", "callbacks.put_off"),
+    Row("called back and gone", "callbacks.bury"),
+    Row("called back too slowly", "callbacks.release"),
     # The other doors.
     Row("shim accepts", "ledger.accept"),
     Row("shim accepts", "broker.push:prompt"),
@@ -189,7 +224,7 @@ class Stage:
 
     def go_on(self) -> None:
         """A minute has passed since the crash: no lease and no wait outlasts it. The whole worker goes on."""
-        for zset in (keys.pending(), keys.fair_lease()):
+        for zset in (keys.pending(), keys.unsent_links(), keys.fair_lease()):
             for member in self.store.redis.zrange(zset, 0, -1):
                 self.store.redis.zincrby(zset, -MINUTE_MS, member)
         for key in self.store.redis.scan_iter(f"{keys.execution_prefix()}*"):
@@ -365,6 +400,42 @@ def slow(stage: Stage, point: str, repeated: int) -> None:
     as_if_nothing_had_happened(stage, message, calls=2 + repeated, tools=1)
 
 
+def in_a_chain(stage: Stage, point: str, repeated: int) -> None:
+    message, url = two_turns(), stage.service.env["AGENT_EXEC_REDIS_URL"]
+    app = Celery(broker=url, backend=url, set_as_current=False)
+    behind = signature("behind", app=app, queue="behind")
+    arguments = {"message": message.model_dump(mode="json", exclude_unset=True)}
+    app.send_task("agent_exec.execute", kwargs=arguments, queue="agent_execution", link_error=behind, chain=[behind])
+    stage.died(stage.worker_dies(point), point)
+    stage.go_on()
+    as_if_nothing_had_happened(stage, message, calls=2 + repeated, tools=2)
+    wait_until(lambda: not stage.store.redis.zcard(keys.unsent_links()), what="the links")
+    [sent] = stage.store.redis.lrange("behind", 0, -1)
+    [[told], _, _] = json.loads(base64.b64decode(json.loads(sent)["body"]))
+    assert told["execution_id"] == message.execution_id
+    app.close()
+
+
+def asks_another_agent(stage: Stage, point: str, repeated: int) -> None:
+    message = a_message("Ask the desk what 12 * 12 is.", tenant_id="acme", agent_id="concierge")
+    stage.client.submit(message)
+    stage.died(stage.worker_dies(point), point)
+    stage.go_on()
+    final = stage.over(message)
+    assert (final.status, final.turns) == ("completed", 2)
+    frames = list(stage.client.events("acme", message.execution_id))
+    in_order(frames, EventName.COMPLETED)
+    [call] = final.tool_calls
+    child = call.child_execution_id
+    assert child is not None
+    there = [one.decode() for one in stage.store.redis.zrange(keys.executions("acme"), 0, -1)]
+    assert sorted(there) == sorted([message.execution_id, child]), "one child"
+    below = message.model_copy(update={"execution_id": child})
+    # It was asked what its parent was: the calls of both are counted together.
+    as_if_nothing_had_happened(stage, below, calls=4 + repeated, tools=1)
+    assert call.result == stage.client.wait("acme", child, timeout_s=1).output.text
+
+
 def cancelled(stage: Stage, point: str, repeated: int) -> None:
     message = two_turns()
     stage.client.submit(message)
@@ -483,6 +554,60 @@ def notified(stage: Stage, point: str, repeated: int) -> None:
     assert list(dict.fromkeys(heard)) == list(range(1, last + 1)), "each at least once, in order"
 
 
+def called_back(stage: Stage, point: str, repeated: int) -> None:
+    with_a_callback(stage, point, repeated, mode={}, then="delivered")
+
+
+def called_back_in_vain(stage: Stage, point: str, repeated: int) -> None:
+    with_a_callback(stage, point, repeated, mode={"status": 500}, then="waiting")
+
+
+def called_back_and_gone(stage: Stage, point: str, repeated: int) -> None:
+    with_a_callback(stage, point, repeated, mode={"status": 410}, then="dead")
+
+
+def called_back_too_slowly(stage: Stage, point: str, repeated: int) -> None:
+    with_a_callback(stage, point, repeated, mode={"delay_s": 5}, then="sending")
+
+
+def with_a_callback(stage: Stage, point: str, repeated: int, *, mode: dict[str, int], then: CallbackState) -> None:
+    message, hooks = two_turns(), f"{stage.service.neighbours_url}/receiver"
+    metadata = message.metadata.model_copy(update={"callback_url": f"{hooks}/hooks/{message.execution_id}"})
+    message = message.model_copy(update={"metadata": metadata})
+    stage.send(message.model_dump(mode="json", exclude_unset=True))
+    is_of_worker = point.partition(":")[2].startswith("ledger.")
+    if is_of_worker:
+        stage.died(stage.worker_dies(point), point)
+    stage.go_on()
+    as_if_nothing_had_happened(stage, message, calls=2 + repeated, tools=2)
+    ref = CallbackRef(message.tenant_id, message.execution_id)
+    with stage.service.neighbours() as http:
+        http.post(f"{hooks}/_mode", json=mode).raise_for_status()
+        try:
+            if not is_of_worker:
+                dying = stage.dies(point, "notifier", AGENT_EXEC_NOTIFIER_DRAIN_S="0")
+                if then == "sending":
+                    wait_until(lambda: arrivals(http, hooks, ref), what="the callback", within_s=30)
+                    dying.send(signal.SIGTERM)
+                stage.died(dying, point)
+                time_passes(stage.store, message.tenant_id, seconds=60)
+            with stage.service.start(f"callback-heir-of-{point}", "-m", "notifier", AGENT_EXEC_NOTIFIER_DRAIN_S="0"):
+                stands = lambda: stage.store.run(callbacks.look(ref))  # noqa: E731 a sentence in the two waits below
+                wait_until(lambda: stands().state == then and arrivals(http, hooks, ref), what=then, within_s=30)
+                assert stands().attempts <= 2
+        finally:
+            http.post(f"{hooks}/_mode", json={})
+        came = arrivals(http, hooks, ref)
+    assert not any(one["fault"] for one in came)
+    assert {(one["webhook_id"], one["body_sha256"]) for one in came} == {(ref.callback_id, came[0]["body_sha256"])}
+
+
+def arrivals(http: httpx.Client, hooks: str, ref: CallbackRef) -> list[dict[str, Any]]:
+    """Return what the receiver got for an execution."""
+    came: list[dict[str, Any]] = http.get(f"{hooks}/callbacks").json()["callbacks"]
+    return [one for one in came if one["path"] == ref.callback_id]
+
+
 STORIES: dict[str, Callable[[Stage, str, int], None]] = {
     story.__name__.replace("_", " "): story
     for story in (
@@ -490,11 +615,17 @@ STORIES: dict[str, Callable[[Stage, str, int], None]] = {
         refused_by_the_provider,
         handed_back,
         with_an_effect,
+        asks_another_agent,
         slow,
+        in_a_chain,
         cancelled,
         newer,
         malformed,
         notified,
+        called_back,
+        called_back_in_vain,
+        called_back_and_gone,
+        called_back_too_slowly,
         shim_accepts,
         shim_cancels,
         command_submits,

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from redis.retry import Retry
 
 from agent_exec import EventName, keys
 from agent_exec.embedded import EmbeddedServer
+from agent_exec.notifier_state import notifier_state
+from agent_exec.store import BlockingStore
 from chaos.proxy import Proxy
 from sandbox.app import sandbox_environment
 from tests.processes import answers, free_port, wait_until
@@ -189,7 +191,8 @@ class Caller:
                 assert (names[EventName.COMPLETED], names[EventName.FAILED]) == (1, 0)
                 assert frames[-1].event == EventName.COMPLETED
                 last[execution_id] = frames[-1].sequence
-        wait_until(lambda: self._heard(last), what="the orchestrator to hear of it all", within_s=within_s)
+        with self._telling_of_the_notifier():
+            wait_until(lambda: self._heard(last), what="the orchestrator to hear of it all", within_s=within_s)
         measured(
             accepted=len(self.accepted),
             refused=dict(self.refused),
@@ -197,6 +200,17 @@ class Caller:
             all_ended_s=time.monotonic() - began,
         )
         assert self.slowest_s < REFUSED_WITHIN_S + SLACK_S
+
+    @contextmanager
+    def _telling_of_the_notifier(self) -> Iterator[None]:
+        """Add what it says of itself to a failure."""
+        try:
+            yield
+        except AssertionError as error:
+            with closing(BlockingStore(self._troubled.service.redis.url)) as store:
+                error.add_note(str(store.run(notifier_state())))
+            error.add_note(self._troubled.service.processes["notifier"].output[-4_000:])
+            raise
 
     def _heard(self, last: dict[str, int]) -> bool:
         heard: dict[str, set[int]] = {execution_id: set() for execution_id in last}

@@ -27,6 +27,7 @@ from tasks.leases import Leases
 from tasks.neighbours.http import Neighbour
 from tasks.quarantine import Quarantine
 from tasks.step import Done, Step
+from tasks.token_stream import Teller, TokenStream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Do = Callable[[Step], Awaitable[Done]]
@@ -63,11 +64,20 @@ class Bench:
             store=self.store,
             settings=self.settings,
             leases=self.leases,
+            teller=self.teller(),
             quarantine=self.quarantine,
             worker="w",
             gate=Gate(self.store, probe_lease_s=5.0),
             **self.others,
         )
+
+    def teller(self, *, flush_ms: int = 20) -> Teller:
+        """Return who tells the tokens of a process."""
+        return Teller(self.store, flush_ms=flush_ms, flush_bytes=self.settings.token_flush_bytes)
+
+    def stream(self, step: Step, *, flush_ms: int) -> TokenStream:
+        """Return the stream of a step, in a process of its own."""
+        return TokenStream(self.teller(flush_ms=flush_ms), step.claim.hold)
 
     async def run(self, step: str, do: Do, *, limit_s: float = 30) -> None:
         """Do what a hint for `step` would start."""
@@ -215,5 +225,5 @@ async def played() -> AsyncIterator[Played]:
 @pytest.fixture
 async def neighbour(played: Played) -> AsyncIterator[Neighbour]:
     """The connection to it."""
-    async with Neighbour("Tool Registry", played.url, token="secret", timeout_s=1.0) as opened:
+    async with Neighbour("Tool Registry", played.url, token=lambda: "secret", timeout_s=1.0) as opened:
         yield opened

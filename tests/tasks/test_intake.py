@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
 from celery.concurrency.base import BasePool
 from celery.worker.request import create_request_cls
 from kombu.message import Message as Delivered
@@ -21,24 +22,32 @@ from agent_exec.ledger.ledger import Claimed
 from agent_exec.settings import read_settings
 from agent_exec.store import Store
 from tasks.intake import SHOWN, DiscreetRequest, take_in
+from tasks.links import Sender
 from tests.contract.test_message import STANDARD
 
 ID = STANDARD["execution_id"]
 
 
-async def deliver(store: Store, raw: Any, *, max_queued: int = 100) -> None:
-    """Queue a message, have a worker take it, take it in."""
+async def deliver(store: Store, raw: Any, *, max_queued: int = 100) -> str:
+    """Queue a message, have a worker take it, take it in; return the Celery task's id: the execution's, where it has one."""
     tag = str(uuid.uuid4())
     await store.run(fair_queue.push("agent_execution:acme", tag=tag, priority=5, message="{}"))
     popped = await store.run(fair_queue.pop("agent_execution", lease_s=60))
     assert isinstance(popped, fair_queue.Delivery)
-    resources = SimpleNamespace(store=store, settings=read_settings(max_queued=max_queued))
-    task: Any = SimpleNamespace(
-        resources=resources, request=SimpleNamespace(properties={"delivery_tag": popped.delivery})
+    settings = read_settings(max_queued=max_queued)
+    resources = SimpleNamespace(
+        store=store,
+        settings=settings,
+        callbacks=submission.STRICT,
+        links=Sender(store, retention_s=settings.retention_s),
     )
+    named = ID if isinstance(raw, dict) and raw.get("execution_id") == ID else tag
+    request = Context(id=named, properties={"delivery_tag": popped.delivery})
+    task: Any = SimpleNamespace(resources=resources, request=request)
     await take_in(task, raw)
     if (await store.run(fair_queue.depths()))["agent_execution"].in_flight:
         await store.run(fair_queue.ack([popped.delivery]))
+    return named
 
 
 async def dead(store: Store) -> list[str]:
@@ -138,11 +147,15 @@ async def test_the_result_of_an_execution_that_ended_outlives_a_bad_message_of_i
         {"\ud800": "a lone surrogate"},
     ],
 )
-async def test_what_names_no_usable_id_is_a_dead_letter_alone(async_store: Store, raw: Any) -> None:
-    await deliver(async_store, raw)
+async def test_what_names_no_usable_id_is_a_dead_letter_and_told_to_who_waits_for_the_task(
+    async_store: Store, raw: Any
+) -> None:
+    task_id = await deliver(async_store, raw)
     [reason] = await dead(async_store)
     assert reason.startswith("invalid_message: ")
-    assert [key async for key in async_store.redis.scan_iter("celery-task-meta-*")] == []
+    assert [key.decode() async for key in async_store.redis.scan_iter("celery-task-meta-*")] == [
+        keys.celery_result(task_id)
+    ]
 
 
 @pytest.mark.parametrize("query", ["\ud800", [[]]])

@@ -33,6 +33,15 @@ async def test_a_request_carries_our_token_and_the_base_path(played: Played, nei
     assert (asked.method, asked.path, asked.headers["Authorization"]) == ("GET", "/base/v1/x", "Bearer secret")
 
 
+async def test_a_token_that_changed_counts_at_the_next_request(played: Played) -> None:
+    tokens = ["first", "second", ""]
+    played.answers = [saying({})]
+    async with Neighbour("Tool Registry", played.url, token=lambda: tokens.pop(0), timeout_s=5) as neighbour:
+        for _ in range(3):
+            await neighbour.ask("GET", "/v1/x")
+    assert [asked.headers.get("Authorization") for asked in played.requests] == ["Bearer first", "Bearer second", None]
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -82,7 +91,7 @@ async def test_what_found_no_connection_did_nothing(unused_port: int, monkeypatc
             second.setblocking(False)
             second.connect_ex(address)
             for port in (unused_port, address[1]):
-                async with Neighbour("Tool Registry", f"http://127.0.0.1:{port}", token="", timeout_s=5) as neighbour:
+                async with Neighbour("Tool Registry", f"http://127.0.0.1:{port}", token=str, timeout_s=5) as neighbour:
                     with pytest.raises(NeighbourUnavailable, match="cannot be reached") as unavailable:
                         await neighbour.ask("POST", "/v1/x")
                     assert unavailable.value.unheard
@@ -96,7 +105,7 @@ async def test_no_cookie_goes_from_one_tenants_request_into_anothers(played: Pla
 
 
 async def test_nobody_at_the_address(unused_port: int) -> None:
-    async with Neighbour("Agent Management", f"http://127.0.0.1:{unused_port}", token="", timeout_s=1) as nobody:
+    async with Neighbour("Agent Management", f"http://127.0.0.1:{unused_port}", token=str, timeout_s=1) as nobody:
         with pytest.raises(NeighbourUnavailable, match="check its address"):
             await nobody.ask("GET", "/v1/x")
 
@@ -111,7 +120,7 @@ async def test_a_connection_that_was_idle_is_not_used_again(played: Played, monk
 
     played.answers = [answer]
     monkeypatch.setattr(http, "KEEP_ALIVE_S", 0.01)
-    async with Neighbour("Tool Registry", played.url, token="", timeout_s=5) as neighbour:
+    async with Neighbour("Tool Registry", played.url, token=str, timeout_s=5) as neighbour:
         for _ in range(2):
             await neighbour.ask("GET", "/v1/x")
             await asyncio.sleep(0.05)  # idleness is what it is about

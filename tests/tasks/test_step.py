@@ -19,7 +19,6 @@ from agent_exec.script import Call
 from tasks.journal import Snapshot
 from tasks.next_step import AskModel, CallTools, Finish, Join, Retrieve
 from tasks.step import Done, Step
-from tasks.token_stream import MAX_CHARS, TokenStream
 from tests.tasks.conftest import Bench, raising, returning
 
 SNAPSHOT = Snapshot(
@@ -93,7 +92,7 @@ async def test_a_cancel_stops_a_running_step_and_keeps_what_it_had_said(bench: B
     await bench.run("prompt", returning(PREPARED))
 
     async def stream(step: Step) -> Done:
-        step.tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1_000)
+        step.tokens = bench.stream(step, flush_ms=1_000)
         await step.tokens.put("forty")
         await bench.store.run(ledger.cancel("acme", bench.execution_id))
         return await never(step)
@@ -229,7 +228,7 @@ async def test_a_result_is_kept_through_an_outage_of_redis(bench: Bench, redis_s
 @pytest.mark.parametrize(("flush_ms", "most"), [(5, 60), (0, 100)])
 async def test_tokens_are_gathered_and_told_in_order(bench: Bench, flush_ms: int, most: int) -> None:
     async def stream(step: Step) -> Done:
-        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=flush_ms)
+        tokens = bench.stream(step, flush_ms=flush_ms)
         for number in range(100):
             await tokens.put(f"{number} ")
             await asyncio.sleep(0.001)
@@ -245,8 +244,8 @@ async def test_tokens_are_gathered_and_told_in_order(bench: Bench, flush_ms: int
 
 async def test_a_long_piece_is_told_at_once(bench: Bench) -> None:
     async def stream(step: Step) -> Done:
-        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1_000)
-        await tokens.put("x" * MAX_CHARS)
+        tokens = bench.stream(step, flush_ms=1_000)
+        await tokens.put("x" * bench.settings.token_flush_bytes)
         assert "agent_response_token" in await bench.logged()
         assert await tokens.rest() == ""
         return PREPARED
@@ -256,7 +255,7 @@ async def test_a_long_piece_is_told_at_once(bench: Bench) -> None:
 
 async def test_tokens_outlast_an_outage_and_are_told_once(bench: Bench, redis_server: EmbeddedServer) -> None:
     async def stream(step: Step) -> Done:
-        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=5)
+        tokens = bench.stream(step, flush_ms=5)
         await tokens.put("before ")
         await asyncio.sleep(0.05)
         redis_server.kill()
@@ -365,7 +364,7 @@ async def test_a_fault_in_mid_stream_keeps_what_was_said(bench: Bench) -> None:
     await bench.run("prompt", returning(PREPARED))
 
     async def breaks(step: Step) -> Done:
-        step.tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1_000)
+        step.tokens = bench.stream(step, flush_ms=1_000)
         await step.tokens.put("forty")
         raise ZeroDivisionError
 
@@ -379,7 +378,7 @@ async def test_a_piece_without_an_answer_is_told_again_by_the_last_words(
     bench: Bench, redis_server: EmbeddedServer
 ) -> None:
     async def stream(step: Step) -> Done:
-        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=0)
+        tokens = bench.stream(step, flush_ms=0)
         redis_server.kill()
         await tokens.put("one ")
         await tokens.put("two ")
@@ -394,7 +393,7 @@ async def test_a_piece_without_an_answer_is_told_again_by_the_last_words(
 
 async def test_a_slow_log_gathers_longer_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def stream(step: Step) -> Done:
-        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=1)
+        tokens = bench.stream(step, flush_ms=1)
         slow, run = asyncio.Event(), bench.store.run
 
         async def slowly(call: Call[str]) -> str:
@@ -418,11 +417,10 @@ async def test_a_slow_log_gathers_longer_pieces(bench: Bench, monkeypatch: pytes
 
 async def test_a_tick_with_nothing_to_tell_tells_nothing(bench: Bench) -> None:
     async def stream(step: Step) -> Done:
-        tokens = TokenStream(bench.store, step.claim.hold, flush_ms=200)
+        tokens = bench.stream(step, flush_ms=200)
         await tokens.put("a")  # winds the clock
-        await tokens.put("x" * MAX_CHARS)  # told at once
-        while tokens._timer is not None:
-            await asyncio.sleep(0.01)
+        await tokens.put("x" * bench.settings.token_flush_bytes)  # told at once
+        await asyncio.sleep(0.25)
         assert await bench.logged() == ["agent_execution_started", "agent_response_token"]
         return PREPARED
 

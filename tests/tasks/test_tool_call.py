@@ -337,7 +337,7 @@ async def nobody() -> AsyncIterator[Neighbour]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         async with Neighbour(
-            "Tool Registry", f"http://127.0.0.1:{probe.getsockname()[1]}", token="", timeout_s=1
+            "Tool Registry", f"http://127.0.0.1:{probe.getsockname()[1]}", token=str, timeout_s=1
         ) as opened:
             yield opened
 

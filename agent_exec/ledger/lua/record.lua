@@ -1,7 +1,8 @@
 -- Journal a step's result, append its events, create the steps that follow.
 -- KEYS 1–5 as in _ledger.lua
 -- ARGV 1 tenant, 2 execution, 3 step, 4 fence, 5 result JSON, 6 parent of the next steps, 7 look at them again after ms,
---      8 priority from here on, 9 deadline in ms after creation, '' to leave it, 10 the step that waits for all the next ones, or '',
+--      8 priority from here on, 9 deadline in ms after it was to run (an earlier one stays), '' to leave it,
+--      10 the step that waits for all the next ones, or '',
 --      11 number of next steps, then their names, 12 '' or the JSON of the names of those that join.lua creates one by one, then
 --      the number of events, then name and JSON each
 -- Returns recorded | gone | over | fenced | done
@@ -14,8 +15,9 @@ if refusal then return refusal end
 journal(found.step, ARGV[5])
 redis.call('HSET', KEYS[1], 'priority', ARGV[8])
 local ends_at_ms = found.ends_at_ms
-if ARGV[9] ~= '' and redis.call('HEXISTS', KEYS[1], 'deadline_ms') == 0 then
-  local deadline_ms = redis.call('HGET', KEYS[1], 'created_ms') + ARGV[9]
+if ARGV[9] ~= '' then
+  local created_ms, runs_ms, accepted_ms = unpack(redis.call('HMGET', KEYS[1], 'created_ms', 'runs_ms', 'deadline_ms'))
+  local deadline_ms = math.min((runs_ms or created_ms) + ARGV[9], tonumber(accepted_ms or math.huge))
   redis.call('HSET', KEYS[1], 'deadline_ms', deadline_ms)
   ends_at_ms = math.min(ends_at_ms, deadline_ms)
 end
