@@ -86,7 +86,7 @@ def pending() -> str:
 
 
 def links(tenant_id: str, execution_id: str) -> str:
-    """STRING: what follows the end of an execution in the canvas of a Celery app, as JSON. Gone when it was sent; expires."""
+    """STRING: what follows an execution in the canvas of a Celery app, as JSON. Gone when it was sent; expires."""
     return f"ax:links:{tenant_id}:{execution_id}"
 
 

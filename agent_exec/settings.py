@@ -250,8 +250,8 @@ class Settings(BaseSettings):
     jwt_keys_file: Annotated[
         Path | None,
         Field(
-            description="what verifies tokens (JWT): a JWK set, a public key in PEM, or the secret of HS256. A change counts "
-            "within 5 s. Unset: no token is taken"
+            description="what verifies tokens (JWT): a JWK set, a public key in PEM, or the secret of HS256. A change "
+            "counts within 5 s. Unset: no token is taken"
         ),
     ] = None
     jwt_algorithm: Annotated[

@@ -102,7 +102,7 @@ class Batch:
         """
         if self._wrong:
             wrong = self._wrong[:MAX_COMPLAINTS]
-            said = "; ".join(f"{place}: {what}" for place, what in wrong)
+            said = "; ".join(f"{place}: {what.rstrip('.')}" for place, what in wrong)
             raise InvalidMessage(f"The batch breaks the contract: {said}. Nothing was stored.", complaints=wrong)
         if not self._count:
             raise _NONE

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, assert_never
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from agent_exec.contract.agent import AgentOverrides
 from agent_exec.contract.completion import Usage
@@ -159,6 +159,13 @@ class ChatMetadata(ContractModel):
     global_task_id: OpaqueId | None = None
 
 
+def _no_number(value: object) -> object:
+    """Refuse 0, which is false to Python."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -181,12 +188,12 @@ class ChatRequest(ContractModel):
     prompt_cache_key: str | None = None
     store: bool | None = None
     # Taken where they ask for nothing, as clients do that send all they know.
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
     top_p: Annotated[float, Field(ge=1, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: Annotated[Literal[False], BeforeValidator(_no_number)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, Json], Field(max_length=0)] | None = None
     stop: Annotated[list[str], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from agent_exec.contract.event import Frame
 from agent_exec.contract.model import EXECUTION_ID_PATTERN, ID_PATTERN, OPAQUE_ID_PATTERN
-from api_shim import examples
+from api_shim import event_stream, examples
 from api_shim.operation import OWNED_IDS, Operation
 from api_shim.problem import ErrorForm, sample
 
@@ -169,7 +169,9 @@ def _answers(operation: Operation, schemas: _Schemas, followers: Mapping[str, Op
         for answer in operation.forms(status):
             if isinstance(answer, str):
                 example = examples.OF_TEXT[operation.path, answer]
-                content = {answer: {"schema": {"type": "string"}, "example": example}}
+                # A schema of events would be one of each event (3.2 says how), not of the text.
+                schema = {} if answer == event_stream.MEDIA_TYPE else {"schema": {"type": "string"}}
+                content = {answer: {**schema, "example": example}}
             else:
                 content = _content(answer, schemas[answer, "serialization"])
                 if "execution_id" in answer.model_fields and not _path_parameters(operation):

@@ -1,4 +1,5 @@
-"""The peers' and our common model: an OpenAI-compatible stream and a tool registry, as light as ASGI allows.
+"""The peers' and our common neighbours: an OpenAI-compatible stream, a tool registry, and an orchestrator that hears all and
+says nothing, as light as ASGI allows.
 
 Who offers tools is asked for one in the first turn; any other turn is `TOKENS` tokens, `--gap` seconds apart. `/streams`
 says how many streams are open; after `/hold/N` none begins before N are. `python -m benchmarks.wire --port N --gap 0.05`.
@@ -90,6 +91,9 @@ class Wire:
         if scope["type"] == "lifespan":
             await _live(receive, send)
             return
+        if scope["type"] == "websocket":
+            await _listen(receive, send)
+            return
         body = await _body(receive)
         if scope["path"].endswith("/chat/completions"):
             turn = TOOL_TURN if b'"tools"' in body and b'"tool_call_id"' not in body else TEXT_TURN
@@ -133,6 +137,15 @@ async def _live(receive: Any, send: Send) -> None:
         message = await receive()
         await send({"type": message["type"] + ".complete"})
         if message["type"].endswith("shutdown"):
+            return
+
+
+async def _listen(receive: Any, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.connect":
+            await send({"type": "websocket.accept"})
+        elif message["type"] == "websocket.disconnect":
             return
 
 

@@ -85,6 +85,7 @@ class Session:
         self._turn = asyncio.Lock()
         self._has_sent = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._is_filling = asyncio.Event()
         self._to_settle = asyncio.Event()
         self._settled = asyncio.Event()
 
@@ -120,6 +121,8 @@ class Session:
             self._tally.sent += len(page.events)
             self._conversation.sent(_end(page), frames=len(page.events))
             self._has_sent.set()
+            if not self._conversation.is_half_empty:
+                self._is_filling.set()
         # Both retentions after it was sent, no execution is left of which anybody could speak.
         forget_after_s = self._settings.open_retention_s + self._settings.longest_retention_s
         positions = [_end(page) for page in pages]
@@ -151,7 +154,9 @@ class Session:
             self._conversation.pong()
             self._has_room.set()
             self._to_settle.set()
-            await asyncio.sleep(PROBE_PAUSE_S if self._conversation.is_half_empty else 0)
+            if self._conversation.is_half_empty:
+                self._is_filling.clear()
+                await set_within(self._is_filling, seconds=PROBE_PAUSE_S)
 
     async def _listen(self) -> None:
         async for message in self._connection.messages():

@@ -51,9 +51,8 @@ class EventStream:
             return []
         if piece.startswith(b"data: {") and piece.endswith(b"}\n\n") and self._is_between_events:
             only = piece[6:-2]
-            if (
-                len(only) <= MAX_EVENT_BYTES and b"\n" not in only and b"\r" not in only
-            ):  # one event, as most servers send
+            # One event, as most servers send each by itself.
+            if len(only) <= MAX_EVENT_BYTES and b"\n" not in only and b"\r" not in only:
                 return [Event(b"", only)]
         if self._after_cr:
             piece = piece.removeprefix(b"\n")

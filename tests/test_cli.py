@@ -585,3 +585,47 @@ def until(terminal: int, text: str) -> str:
         assert time.monotonic() < give_up_at, shown
         shown += os.read(terminal, 65_536)
     return shown.decode()
+
+
+EVERY_DAY = (
+    "--tenant",
+    "acme",
+    "--cron",
+    "0 7 * * *",
+    "--timezone",
+    "Europe/Berlin",
+    "--agent",
+    "desk",
+    "--query",
+    "?",
+)
+
+
+def test_a_schedule_is_made_shown_paused_and_deleted(cli: Cli) -> None:
+    assert "No schedules" in ok(cli("schedules", "list", "--tenant", "acme"))
+    made = ok(cli("schedules", "create", *EVERY_DAY, "--no-overlap")).strip()
+    named = (made, "--tenant", "acme")
+    assert "0 7 * * * (Europe/Berlin)" in ok(cli("schedules", "show", *named))
+    shown = json.loads(ok(cli("schedules", "show", *named, "--json")))
+    assert (shown["overlap"], shown["paused"], shown["request"]["agent_id"]) == (False, False, "desk")
+    assert "begins nothing more" in ok(cli("schedules", "pause", *named))
+    assert "paused" in ok(cli("schedules", "list", "--tenant", "acme"))
+    assert "next due" in ok(cli("schedules", "resume", *named))
+    assert json.loads(ok(cli("schedules", "list", "--tenant", "acme", "--json")))["schedule_id"] == made
+    assert "deleted" in ok(cli("schedules", "delete", *named))
+    assert cli("schedules", "show", *named).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [(("--cron", "61 * * * *"), "cron line"), (("--timezone", "Mars/Olympus"), "time zone")]
+)
+def test_a_schedule_that_is_none_is_told(cli: Cli, changed: tuple[str, ...], said: str) -> None:
+    result = cli("schedules", "create", *EVERY_DAY, *changed)
+    assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_a_batch_is_handed_in_once_for_each_file(cli: Cli) -> None:
+    asked = ("batch", "-", "--tenant", "acme", "--agent", "desk", "--detach")
+    first, again = [ok(cli(*asked, stdin='{"query": "6 * 7?"}\n')) for _ in range(2)]
+    assert first == again
+    assert json.loads(ok(cli(*asked, "--json", stdin='{"query": "7 * 7?"}\n')))["batch_id"] != first.strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
@@ -14,13 +15,24 @@ from agent_exec.contract.agent import Tenant
 from agent_exec.contract.completion import Usage
 from agent_exec.contract.event import CompletedData, EventName
 from agent_exec.contract.execution import ExecutionRequest, FinalResponse, Output
-from agent_exec.errors import Conflict, NotFound, QueueFull, TimedOut
+from agent_exec.contract.schedule import ScheduleRequest
+from agent_exec.errors import (
+    CallbackUrlInvalid,
+    Conflict,
+    InvalidMessage,
+    NotFound,
+    QueueFull,
+    TimedOut,
+    TooManyBatches,
+    TooManySchedules,
+)
 from agent_exec.ledger import ledger
 from agent_exec.ledger.ledger import AlreadyOver, CancelRequested, Claimed, Event, Piece, Prioritised, StepRef
 from agent_exec.settings import read_settings
 from agent_exec.store import BlockingStore
 
 REQUEST = ExecutionRequest(agent_id="desk", query="What is 6 * 7?")
+DAILY = ScheduleRequest(cron="0 7 * * *", timezone="Europe/Berlin", request=REQUEST)
 
 
 @pytest.fixture
@@ -176,3 +188,74 @@ def test_an_execution_that_waits_can_be_made_more_urgent(client: AgentExecClient
     assert client.prioritise("acme", second, 1) == AlreadyOver("completed")
     with pytest.raises(NotFound):
         client.prioritise("globex", first, 1)
+
+
+def test_a_batch_is_stored_once_under_its_key_and_seen_by_its_tenant(client: AgentExecClient) -> None:
+    first, again = [client.submit_batch([REQUEST] * 3, tenant_id="acme", idempotency_key="k") for _ in range(2)]
+    assert first == again
+    with pytest.raises(Conflict):
+        client.submit_batch([REQUEST] * 2, tenant_id="acme", idempotency_key="k")
+    view = client.get_batch("acme", first)
+    assert (view.status, view.count, view.submitted) == ("pending", 3, 0)
+    assert list(client.batch_results("acme", first)) == []
+    for ask in (client.get_batch, client.cancel_batch, lambda t, b: list(client.batch_results(t, b))):
+        with pytest.raises(NotFound):
+            ask("globex", first)
+    assert client.cancel_batch("acme", first)
+    assert client.get_batch("acme", first).status == "cancelled"
+    assert not client.cancel_batch("acme", first)
+    assert [one.error and one.error.code for one in client.batch_results("acme", first)] == ["cancelled"] * 3
+
+
+@pytest.mark.parametrize(
+    ("requests", "error"),
+    [
+        ([], InvalidMessage),
+        ([REQUEST] * 10_001, InvalidMessage),
+        ([REQUEST, REQUEST.model_copy(update={"callback_url": "http://127.0.0.1/"})], CallbackUrlInvalid),
+        ([REQUEST, REQUEST.model_copy(update={"run_at": datetime.now(UTC) + timedelta(days=30)})], InvalidMessage),
+    ],
+)
+def test_a_batch_that_is_wrong_leaves_nothing(
+    client: AgentExecClient, store: BlockingStore, requests: list[ExecutionRequest], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        client.submit_batch(requests, tenant_id="acme")
+    with pytest.raises(CallbackUrlInvalid):
+        client.submit_batch([REQUEST], tenant_id="acme", callback_url="http://127.0.0.1/")
+    assert store.redis.dbsize() == 0
+
+
+def test_a_tenant_has_so_many_batches_and_schedules_and_no_more(redis_url: str) -> None:
+    with AgentExecClient(redis_url, settings=read_settings(max_open_batches=1, max_schedules=1)) as client:
+        batch_id = client.submit_batch([REQUEST], tenant_id="acme")
+        with pytest.raises(TooManyBatches):
+            client.submit_batch([REQUEST], tenant_id="acme")
+        client.cancel_batch("acme", batch_id)
+        client.submit_batch([REQUEST], tenant_id="acme")
+        client.create_schedule(DAILY, tenant_id="acme")
+        with pytest.raises(TooManySchedules):
+            client.create_schedule(DAILY, tenant_id="acme")
+
+
+def test_schedules_are_made_listed_paused_and_deleted(client: AgentExecClient, store: BlockingStore) -> None:
+    made = [client.create_schedule(DAILY, tenant_id="acme", idempotency_key=str(number)) for number in range(3)]
+    assert client.create_schedule(DAILY, tenant_id="acme", idempotency_key="0") == made[0]
+    store.redis.zadd(keys.schedules("acme"), {one.schedule_id: 1_000 for one in made})  # within one ms
+    assert {one.schedule_id for one in client.schedules("acme")} == {one.schedule_id for one in made}
+    assert list(client.schedules("globex")) == []
+    client.pause_schedule("acme", made[0].schedule_id)
+    assert client.get_schedule("acme", made[0].schedule_id).paused
+    assert client.resume_schedule("acme", made[0].schedule_id).next_at == made[0].next_at
+    client.delete_schedule("acme", made[0].schedule_id)
+    for ask in (client.get_schedule, client.pause_schedule, client.resume_schedule, client.delete_schedule):
+        with pytest.raises(NotFound):
+            ask("acme", made[0].schedule_id)
+        with pytest.raises(NotFound):
+            ask("globex", made[1].schedule_id)
+
+
+def test_large_schedules_are_listed_in_pages(client: AgentExecClient) -> None:
+    large = DAILY.model_copy(update={"request": REQUEST.model_copy(update={"query": "x" * 250_000})})
+    made = [client.create_schedule(large, tenant_id="acme").schedule_id for _ in range(6)]
+    assert sorted(one.schedule_id for one in client.schedules("acme")) == sorted(made)

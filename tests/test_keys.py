@@ -22,6 +22,7 @@ TENANT_IDS = st.from_regex(ID_PATTERN, fullmatch=True) | EXECUTION_IDS
 def spelt(tenant_id: str, execution_id: str) -> dict[tuple[str, ...], str]:
     """Every key of the ledger, under what it stands for."""
     of_both = (keys.execution, keys.streaming, keys.responses, keys.idempotency, keys.links, keys.callback)
+    of_both += (keys.batch, keys.batch_items, keys.batch_results, keys.schedule)
     of_tenant = (
         keys.executions,
         keys.queued,
@@ -34,6 +35,9 @@ def spelt(tenant_id: str, execution_id: str) -> dict[tuple[str, ...], str]:
         keys.callbacks_waiting,
         keys.callbacks_sending,
         keys.callbacks_dead,
+        keys.batches,
+        keys.open_batches,
+        keys.schedules,
     )
     of_execution = (keys.celery_result, keys.tenant_of)
     of_all = (
@@ -48,6 +52,8 @@ def spelt(tenant_id: str, execution_id: str) -> dict[tuple[str, ...], str]:
         keys.callbacks,
         keys.callbacks_wake,
         keys.callbacks_outcomes,
+        keys.due_batches,
+        keys.due_schedules,
     )
     return {
         **{(key.__name__, tenant_id, execution_id): key(tenant_id, execution_id) for key in of_both},
@@ -75,6 +81,9 @@ def test_a_prefix_is_what_the_key_begins_with() -> None:
     assert keys.streaming("t", "e").startswith(keys.streaming_prefix())
     assert keys.tenant_of("e").startswith(keys.tenant_of_prefix())
     assert keys.callback("t", "c").startswith(keys.callback_prefix())
+    assert keys.schedule("t", "s").startswith(keys.schedule_prefix())
+    for key in (keys.batch("t", "b"), keys.batch_items("t", "b"), keys.batch_results("t", "b"), keys.open_batches("t")):
+        assert key.startswith(keys.batch_root())
 
 
 def test_a_tenant_and_an_execution_of_one_id_do_not_meet(store: BlockingStore) -> None:

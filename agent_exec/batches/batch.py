@@ -158,7 +158,7 @@ def look(ref: BatchRef) -> Call[BatchView]:
 
 
 def page(tenant_id: str, *, before_ms: int | None = None, skip: int = 0, limit: int) -> Call[list[Listed]]:
-    """Read where a tenant's batches stand, newest first: of those stored at or before `before_ms`, without the first `skip`."""
+    """Read where a tenant's batches stand, newest first: those stored at or before `before_ms`, less the first `skip`."""
 
     def parse(reply: list[Any]) -> list[Listed]:
         return [Listed(int(ms), _view(BatchRef(tenant_id, name.decode()), flat)) for name, ms, flat in reply]

@@ -10,6 +10,7 @@ import click
 
 from agent_exec.contract.agent import AgentConfig, Tenant
 from agent_exec.contract.approval import Approval, ApprovalAnswer
+from agent_exec.contract.batch import BatchEnded, BatchList, BatchRequest, BatchResult, BatchView
 from agent_exec.contract.callback import CallbackList, CallbackView, ExecutionEnded
 from agent_exec.contract.command import CommandResult
 from agent_exec.contract.event import (
@@ -28,12 +29,15 @@ from agent_exec.contract.execution import ExecutionRequest, ExecutionView, Final
 from agent_exec.contract.message import Message
 from agent_exec.contract.model import ContractModel
 from agent_exec.contract.operation import Embedding, EmbeddingResult, Query, QueryResult
+from agent_exec.contract.schedule import ScheduleList, ScheduleRequest, ScheduleView
 from agent_exec.contract.tool import ToolExecution, ToolFailure, ToolList, ToolResult
 
 #: What we read is described as it is accepted; what we write, as it is written.
 READ: dict[str, type[ContractModel]] = {
     "message": Message,
     "execution-request": ExecutionRequest,
+    "batch-request": BatchRequest,
+    "schedule-request": ScheduleRequest,
     "approval": Approval,
     "agent-config": AgentConfig,
     "tenant": Tenant,
@@ -47,7 +51,13 @@ WRITTEN: dict[str, type[ContractModel]] = {
     "execution-view": ExecutionView,
     "final-response": FinalResponse,
     "approval-answer": ApprovalAnswer,
+    "batch-view": BatchView,
+    "batch-list": BatchList,
+    "batch-result": BatchResult,
+    "schedule-view": ScheduleView,
+    "schedule-list": ScheduleList,
     "callback": ExecutionEnded,
+    "batch-callback": BatchEnded,
     "callback-view": CallbackView,
     "callback-list": CallbackList,
     "frame": Frame,

@@ -15,6 +15,7 @@ from agent_exec.contract.model import (
     JsonObject,
     JsonSchema,
     ModelName,
+    NoOtherKeys,
     Scalar,
     TenantId,
     ToolName,
@@ -24,7 +25,10 @@ Plan = Literal["free", "pro", "enterprise"]
 AgentType = Literal["interactive", "workflow", "batch"]
 #: `openai`, `groq`, or the name of a compatible endpoint in the settings.
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$", examples=["openai", "groq"])]
-Variables = dict[Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")], Scalar]
+Variables = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")], Scalar],
+    NoOtherKeys(),
+]
 
 
 class PromptTemplate(ContractModel):

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from agent_exec.contract.agent import AgentOverrides, must_be_of
 from agent_exec.contract.completion import FinishReason, Usage
-from agent_exec.contract.message import CallbackUrl, Context, Metadata, Status, no_context
+from agent_exec.contract.message import CallbackUrl, Context, Metadata, RunAt, Status, no_context
 from agent_exec.contract.model import (
     MAX_QUERY_CHARS,
     AgentId,
@@ -40,9 +40,7 @@ class ExecutionRequest(ContractModel):
     priority: Priority = 5
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     callback_url: CallbackUrl | None = None
-    run_at: Annotated[
-        AwareDatetime | None, Field(strict=False, description="when to begin; in the past, or without one, at once")
-    ] = None
+    run_at: RunAt | None = None
 
     @model_validator(mode="after")
     def _configures_the_agent_that_runs(self) -> Self:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
 
 from agent_exec.contract.agent import AgentOverrides, Variables, must_be_of
 from agent_exec.contract.model import (
@@ -23,9 +25,24 @@ from agent_exec.contract.tool import ToolCall
 
 Status = Literal["pending", "processing", "completed", "failed"]
 MessageType = Literal["agent_execution", "tool_call", "streaming_response"]
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 Source = Literal["api", "orchestrator", "workflow"]
 CallbackUrl = Annotated[
     str, Field(max_length=2_048, description="gets the final response by a signed POST when the execution has ended")
+]
+
+
+def _written_out(value: Any) -> Any:
+    """Refuse what pydantic takes for a moment beside one that is written out: seconds since 1970."""
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE.match(value)):
+        raise ValueError("a moment is written YYYY-MM-DDThh:mm:ss and a zone, as ISO 8601 has it")
+    return value
+
+
+RunAt = Annotated[
+    AwareDatetime,
+    BeforeValidator(_written_out),
+    Field(strict=False, description="when to begin; in the past, or without one, at once"),
 ]
 
 
@@ -43,7 +60,7 @@ class MessageMetadata(Metadata):
     """The same, and where the end is told (the callback's URL comes back nowhere), and when to begin."""
 
     callback_url: CallbackUrl | None = None
-    run_at: Annotated[AwareDatetime | None, Field(strict=False)] = None
+    run_at: RunAt | None = None
 
 
 class HistoryMessage(ContractModel):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
-from pydantic_core import to_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, to_json
 
 #: A message, an HTTP body: one megabyte (faults S36).
 MAX_BODY_BYTES = 1_000_000
@@ -69,6 +70,14 @@ Json = Annotated[JsonValue, AfterValidator(_plain)]
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
 JsonSchema = Annotated[dict[str, JsonValue], AfterValidator(_plain), AfterValidator(_small_schema)]
 Scalar = str | int | float | bool | None
+
+
+class NoOtherKeys:
+    """Marks a dict whose keys have a pattern: its JSON Schema says that there are no others, too, as pydantic's does not."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema."""
+        return {**handler(schema), "additionalProperties": False}
 
 
 class ContractModel(BaseModel):

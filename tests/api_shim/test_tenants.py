@@ -13,12 +13,14 @@ import redis
 
 from agent_exec import api_keys
 from agent_exec.contract.approval import Approval
+from agent_exec.contract.batch import BatchRequest
 from agent_exec.contract.execution import ExecutionRequest
+from agent_exec.contract.schedule import ScheduleRequest
 from agent_exec.store import Store
 from api_shim.app import OPERATIONS
 from api_shim.chat_wire import ChatRequest
 from api_shim.internal import Invalidation
-from api_shim.operation import Operation
+from api_shim.operation import OWNED_IDS, Operation
 from tests.api_shim.conftest import Submitted, session
 from tests.api_shim.played_worker import until
 from tests.api_shim.shim_process import ShimProcess, shim_process
@@ -28,10 +30,12 @@ BODIES: dict[type, dict[str, Any]] = {
     ExecutionRequest: {"agent_id": "desk", "query": "hello"},
     Invalidation: {"tenant_id": "acme"},
     Approval: {"approved": True},
+    BatchRequest: {"requests": [{"agent_id": "desk", "query": "hello"}]},
+    ScheduleRequest: {"cron": "0 7 * * *", "request": {"agent_id": "desk", "query": "hello"}},
     ChatRequest: {"model": "desk", "messages": []},  # with one it would wait for the answer
 }
-#: What a path may name that is a tenant's: the id of an execution, whose callback has the same.
-OWNED = {"execution_id", "callback_id"}
+#: What a path may name that is a tenant's.
+OWNED = set(OWNED_IDS)
 #: What else it may name.
 NAMED = {"tool_call_id": "call_1", "tenant_id": "acme"}
 GUARDED = [operation for operation in OPERATIONS if operation.role is not None]
@@ -61,10 +65,10 @@ def named(operation: Operation) -> str:
 
 
 async def ask(
-    caller: aiohttp.ClientSession, operation: Operation, owned_id: str, **options: Any
+    caller: aiohttp.ClientSession, operation: Operation, owned: str | dict[str, str], **options: Any
 ) -> tuple[int, dict[str, str], Any]:
     """Send one request; return status, headers and the body, which is text where it is not JSON."""
-    path = operation.path.format(**NAMED, **dict.fromkeys(OWNED, owned_id))
+    path = operation.path.format(**NAMED, **(dict.fromkeys(OWNED, owned) if isinstance(owned, str) else owned))
     if operation.method == "WEBSOCKET":
         options["headers"] = {
             "Connection": "Upgrade",
@@ -81,28 +85,36 @@ async def ask(
 
 
 def test_whatever_a_path_names_is_known_here() -> None:
-    """A new kind of thing has to be made by `thing`, below, so that somebody else can ask for it."""
+    """A new kind of thing has to be made by `things`, below, so that somebody else can ask for it."""
     assert {part for operation in OPERATIONS for part in parts_of(operation)} == OWNED | set(NAMED)
 
 
 @pytest.fixture
-async def thing(acme: aiohttp.ClientSession, async_store: Store) -> str:
-    """The id of an execution of acme that has ended, and of the callback that tells of it."""
+async def things(acme: aiohttp.ClientSession, async_store: Store) -> dict[str, str]:
+    """Ids of what acme has: an execution that has ended, the callback that tells of it, a batch, a schedule."""
+    ids = {}
+    for path, name, body in (("batches", "batch_id", BatchRequest), ("schedules", "schedule_id", ScheduleRequest)):
+        async with acme.post(f"/v1/{path}", json=BODIES[body]) as response:
+            ids[name] = (await response.json())[name]
     request = {"agent_id": "desk", "query": "hello", "callback_url": "https://receiver.example/hook"}
     async with acme.post("/v1/executions", json=request) as response:
         assert response.status == 202, await response.text()
         execution = Submitted(async_store, await response.json())
     await execution.finish()
-    return execution.id
+    return {**ids, "execution_id": execution.id, "callback_id": execution.id}
 
 
 @pytest.mark.parametrize("operation", OF_ONE_THING, ids=named)
 async def test_anothers_thing_looks_exactly_like_a_missing_one(
-    operation: Operation, acme: aiohttp.ClientSession, globex: aiohttp.ClientSession, thing: str, redis_url: str
+    operation: Operation,
+    acme: aiohttp.ClientSession,
+    globex: aiohttp.ClientSession,
+    things: dict[str, str],
+    redis_url: str,
 ) -> None:
     with redis.Redis.from_url(redis_url) as database:
         before = stored(database)
-        foreign = await ask(globex, operation, thing, headers={"X-Request-Id": "same"})
+        foreign = await ask(globex, operation, things, headers={"X-Request-Id": "same"})
         missing = await ask(globex, operation, str(uuid.uuid4()), headers={"X-Request-Id": "same"})
         shapeless = await ask(globex, operation, "no-uuid", headers={"X-Request-Id": "same"})
         for status, headers, body in (foreign, missing, shapeless):
@@ -112,7 +124,7 @@ async def test_anothers_thing_looks_exactly_like_a_missing_one(
         assert foreign == missing == shapeless
         assert stored(database) == before
     if operation.method != "WEBSOCKET":
-        status, _, _ = await ask(acme, operation, thing)
+        status, _, _ = await ask(acme, operation, things)
         assert status in (*operation.answers, 409), "whose it is finds it"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent_exec import ExecutionRequest, keys
 from agent_exec.contract.schedule import ScheduleRequest
-from agent_exec.errors import Conflict, NotFound, QueueFull
+from agent_exec.errors import Conflict, NotFound, TooManySchedules
 from agent_exec.schedules import schedule
 from agent_exec.schedules.schedule import Scheduled, ScheduleRef
 from tests.ledger.clocked import BEGIN_MS, ClockedStore
@@ -44,13 +44,14 @@ def test_a_schedule_is_stored_once_and_shown(clocked: ClockedStore) -> None:
     assert (view.cron, view.timezone, view.request, view.paused) == ("* * * * *", "UTC", EVERY_MINUTE.request, False)
     assert view.next_at is not None
     assert view.next_at.timestamp() * 1000 == FIRST_MS
-    assert [one.view() for one in clocked.run(schedule.list_schedules("acme"))] == [view]
-    assert clocked.run(schedule.list_schedules("globex")) == []
+    page = clocked.run(schedule.page("acme", limit=9))
+    assert ([one.schedule.view() for one in page.listed], page.is_last) == ([view], True)
+    assert clocked.run(schedule.page("globex", limit=9)).listed == ()
 
 
 def test_a_tenant_has_so_many_and_no_more(clocked: ClockedStore) -> None:
     create(clocked, at_most=1)
-    with pytest.raises(QueueFull, match="delete one"):
+    with pytest.raises(TooManySchedules, match="delete one"):
         create(clocked, ScheduleRef("acme", "00000000-0000-4000-8000-000000000002"), at_most=1)
 
 

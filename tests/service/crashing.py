@@ -39,6 +39,8 @@ SCRIPTS = {
 }
 #: What a worker's broker does on connections of its own, beside the store.
 OF_THE_BROKER = ("ack", "pop", "renew")
+#: What looks for due work, and is an effect where there was some.
+TAKING_UP = ("ledger.due", "batches.due", "schedules.due")
 
 _KIND = re.compile(r"(?:^|\.)(prompt|operation|completion|tool_call)(?:\.|$)|^(plain)-")
 #: Where a ledger's script has the step's name, a push the tag, and a settlement the deliveries.
@@ -80,16 +82,17 @@ class Point:
             effect = effect_of(call)
             if self.reached("before", effect):
                 return index
-            if effect != "ledger.due" and self.reached("after", effect):
+            if effect not in TAKING_UP and self.reached("after", effect):
                 return index + 1
         return None
 
     def had_something(self, call: Call[Any], reply: Any) -> None:
         """Taking up due work is an effect when there was some."""
-        if effect_of(call) == "ledger.due":
+        effect = effect_of(call)
+        if effect in TAKING_UP:
             due = call.parse(reply)
-            if due.hints or due.ends:
-                self.at("after", "ledger.due")
+            if (due.hints or due.ends) if effect == "ledger.due" else due:
+                self.at("after", effect)
 
 
 def effect_of(call: Call[Any]) -> str:
@@ -108,7 +111,7 @@ def watch(point: Point) -> None:
         _watch_providers(point)
     elif point.effect == "callback.post":
         _watch_egress(point)
-    elif not point.effect.startswith(("ledger.", "notifier.", "callbacks.")):
+    elif not point.effect.startswith(("ledger.", "notifier.", "callbacks.", "batches.", "schedules.")):
         _watch_neighbours(point)
 
 

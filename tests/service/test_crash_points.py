@@ -14,6 +14,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -22,11 +23,13 @@ import redis
 from celery import Celery, signature
 
 from agent_exec import AgentExecClient, EventName, ExecutionRequest, FinalResponse, Frame, keys
+from agent_exec.batches.item import BatchRef
 from agent_exec.broker import fair_queue
 from agent_exec.callbacks import callbacks
 from agent_exec.callbacks.callbacks import CallbackRef
 from agent_exec.contract.callback import CallbackState
 from agent_exec.contract.message import Message
+from agent_exec.contract.schedule import ScheduleRequest
 from agent_exec.errors import AgentExecError, ExecutionFailed
 from agent_exec.store import BlockingStore
 from tests.callbacks.played_end import time_passes
@@ -65,6 +68,19 @@ NO_BOUNDARY = {
     "callbacks.page": "reads",
     "callbacks.backlog": "reads",
     "callbacks.redeliver": "a command; said again it changes nothing more",
+    "batches.create": "who gets no answer says all of it again: nothing of it runs before it is sealed",
+    "batches.add": "as batches.create",
+    "batches.cancel": "a command; said again it changes nothing more",
+    "batches.look": "reads",
+    "batches.page": "reads",
+    "batches.results": "reads",
+    "batches.refuse": "who dies beside it is followed by another feeder, which refuses the item again",
+    "schedules.create": "a command; said again with its key it changes nothing more",
+    "schedules.pause": "a command; said again it changes nothing more",
+    "schedules.resume": "as schedules.pause",
+    "schedules.delete": "as schedules.pause",
+    "schedules.look": "reads",
+    "schedules.page": "reads",
     "notifier.left": "reads",
     "notifier.tenant_of": "reads",
     "notifier.replay": "a command; who gets no answer says it again",
@@ -179,6 +195,19 @@ ROWS = [
     Row("called back in vain", "callbacks.put_off"),
     Row("called back and gone", "callbacks.bury"),
     Row("called back too slowly", "callbacks.release"),
+    # A batch of two is handed in, and fed by a worker; and a schedule is due.
+    Row("in a batch", "batches.seal"),
+    Row("in a batch", "batches.due", before=None),
+    Row("in a batch", "batches.feed", before=None),
+    Row("in a batch", "ledger.accept"),
+    Row("in a batch", "ledger.accept@2"),
+    Row("in a batch", "broker.push:prompt"),
+    Row("in a batch", "batches.fed"),
+    Row("in a batch", "ledger.finish:completion", before=2, after=1),  # the other one is in flight, too
+    Row("on schedule", "schedules.due", before=None),
+    Row("on schedule", "ledger.accept"),
+    Row("on schedule", "broker.push:prompt"),
+    Row("on schedule", "schedules.begun"),
     # The other doors.
     Row("shim accepts", "ledger.accept"),
     Row("shim accepts", "broker.push:prompt"),
@@ -224,7 +253,7 @@ class Stage:
 
     def go_on(self) -> None:
         """A minute has passed since the crash: no lease and no wait outlasts it. The whole worker goes on."""
-        for zset in (keys.pending(), keys.unsent_links(), keys.fair_lease()):
+        for zset in (keys.pending(), keys.unsent_links(), keys.fair_lease(), keys.due_batches()):
             for member in self.store.redis.zrange(zset, 0, -1):
                 self.store.redis.zincrby(zset, -MINUTE_MS, member)
         for key in self.store.redis.scan_iter(f"{keys.execution_prefix()}*"):
@@ -473,6 +502,62 @@ def malformed(stage: Stage, point: str, repeated: int) -> None:
     app.close()
 
 
+def in_a_batch(stage: Stage, point: str, repeated: int) -> None:
+    messages = [two_turns() for _ in range(2)]
+    requests = [ExecutionRequest(agent_id="researcher", query=message.payload.query) for message in messages]
+    if "seal" in point:
+        lines = "".join(f"{request.model_dump_json(exclude_unset=True)}\n" for request in requests).encode()
+        first, url = shim_dies(stage, point)
+        key = {"Idempotency-Key": str(uuid.uuid4()), "Authorization": f"Bearer {stage.service.keys['globex']}"}
+        key["Content-Type"] = "application/jsonl"
+        with httpx.Client(headers=key, timeout=20, trust_env=False) as http:
+            with pytest.raises(httpx.TransportError):
+                http.post(f"{url}/v1/batches", content=lines)
+            stage.died(first, point)
+            answer = http.post(f"{stage.shim_url}/v1/batches", content=lines)
+        assert answer.status_code == 202
+        assert answer.json()["replayed"] is point.startswith("after")
+        batch_id = answer.json()["batch_id"]
+    else:
+        batch_id = stage.client.submit_batch(requests, tenant_id="globex")
+        stage.died(stage.worker_dies(point), point)
+    stage.go_on()
+    wait_until(lambda: stage.client.get_batch("globex", batch_id).finished_at, what="the batch to end", within_s=30)
+    ref = BatchRef("globex", batch_id)
+    assert len(stage.store.redis.zrange(keys.executions("globex"), 0, -1)) == 2
+    for index, message in enumerate(messages):
+        message = message.model_copy(update={"execution_id": ref.item(index).execution_id})
+        as_if_nothing_had_happened(stage, message, calls=stage.asked(message), tools=2)
+    assert sum(map(stage.asked, messages)) <= 4 + repeated
+    view = stage.client.get_batch("globex", batch_id)
+    assert (view.status, view.completed) == ("completed", 2)
+    assert [one.status for one in stage.client.batch_results("globex", batch_id)] == ["completed"] * 2
+    assert not stage.store.redis.zcard(keys.due_batches())
+
+
+def on_schedule(stage: Stage, point: str, repeated: int) -> None:
+    message = two_turns()
+    asked = ScheduleRequest(
+        cron="0 0 1 1 *", request=ExecutionRequest(agent_id="researcher", query=message.payload.query)
+    )
+    made = stage.client.create_schedule(asked, tenant_id="globex")
+    due_ms = int(datetime.now(UTC).timestamp() * 1000) - 1_000  # it is due now
+    stage.store.redis.hset(keys.schedule("globex", made.schedule_id), "next_ms", due_ms)
+    stage.store.redis.zadd(keys.due_schedules(), {f"globex {made.schedule_id}": due_ms})
+    stage.died(stage.worker_dies(point), point)
+    stage.store.redis.zadd(keys.due_schedules(), {f"globex {made.schedule_id}": due_ms}, xx=True, lt=True)
+    stage.go_on()
+    stands = lambda: stage.client.get_schedule("globex", made.schedule_id)  # noqa: E731 a sentence in the wait below
+    wait_until(
+        lambda: stands().last_execution_id and stands().next_at == made.next_at, what="the next time", within_s=30
+    )
+    execution_id = stands().last_execution_id
+    assert [one.decode() for one in stage.store.redis.zrange(keys.executions("globex"), 0, -1)] == [execution_id]
+    message = message.model_copy(update={"execution_id": execution_id})
+    as_if_nothing_had_happened(stage, message, calls=2 + repeated, tools=2)
+    stage.client.delete_schedule("globex", made.schedule_id)
+
+
 def shim_accepts(stage: Stage, point: str, repeated: int) -> None:
     message = two_turns()
     work = {"agent_id": "researcher", "query": message.payload.query}
@@ -626,6 +711,8 @@ STORIES: dict[str, Callable[[Stage, str, int], None]] = {
         called_back_in_vain,
         called_back_and_gone,
         called_back_too_slowly,
+        in_a_batch,
+        on_schedule,
         shim_accepts,
         shim_cancels,
         command_submits,

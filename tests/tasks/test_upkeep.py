@@ -134,7 +134,7 @@ async def accepted(bench: Bench, count: int) -> list[Message]:
     """Accept executions, their hints queued as a door does it."""
     messages = [await bench.accept() for _ in range(count)]
     for message in messages:
-        hint = submission.first_hint(message, Acceptance(message.execution_id, replayed=False, priority=5))
+        hint = submission.first_hint(message, Acceptance(message.execution_id, replayed=False, begins=True, priority=5))
         await bench.store.run(hint.push())
     return messages
 
