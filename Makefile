@@ -4,7 +4,7 @@
 
 args ?=
 .DEFAULT_GOAL := help
-.PHONY: help demo up test coverage test-containers chaos check format bench lock clean
+.PHONY: help demo up test coverage test-containers chaos check format bench lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ lock: .venv/bin/uv ## resolve the dependencies of pyproject.toml into the two lo
 	@$(compile) --extra sandbox --group build --output-file requirements.lock pyproject.toml
 	@$(compile) --group pyproject.toml:dev --constraint requirements.lock --output-file requirements-dev.lock
 
+audit: .venv/bin/pip-audit ## known holes in the pinned dependencies; asks for them over the network
+	.venv/bin/pip-audit --disable-pip --require-hashes -r requirements.lock -r requirements-dev.lock
+
 clean: ## remove the environment, caches and build output; data of the private server stays
 	rm -rf .venv dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,6 +76,9 @@ pip_install = .venv/bin/pip install -qq --disable-pip-version-check --no-compile
 	@echo "Installing the development tools into .venv (once, about half a minute) …"
 	@$(pip_install) --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
+
+.venv/bin/pip-audit: | .venv/bin/pip
+	@$(pip_install) pip-audit
 
 .venv/bin/pip:
 	@for python in $(or $(PYTHON),python3.13 python3.12 python3.14 python3.11 python3); do \

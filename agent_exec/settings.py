@@ -294,8 +294,8 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="event streams and WebSockets that a tenant may have open at once in one shim process; more are "
-            "answered 429",
+            description="event streams, WebSockets and chats that a tenant may have open at once in one shim process; more "
+            "are answered 429",
         ),
     ] = 1_000
     api_requests_per_minute: Annotated[

@@ -31,7 +31,7 @@ from agent_exec.script import Call
 from agent_exec.settings import Settings
 from agent_exec.store import Store, redis_errors
 from notifier.egress import TOTAL_TIMEOUT_S, Answered, Egress, Failed
-from notifier.waiting import set_within
+from notifier.waiting import end, set_within
 
 #: A try and its note are over by then; what is not is another's.
 LEASE_S = TOTAL_TIMEOUT_S + 10.0
@@ -87,8 +87,7 @@ class CallbackSender:
                     await set_within(self._news, seconds=look_in_s)
                 self._report_at_times()
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await end([listening])
             await self._drain()
             self._report()
 
