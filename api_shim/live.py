@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from agent_exec import address
+from agent_exec.ending import end
 from agent_exec.store import CONNECTION
 
 log = structlog.get_logger(__name__)
@@ -82,9 +83,7 @@ class Live:
         try:
             yield
         finally:
-            follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await follower
+            await end([follower])
             await self._redis.aclose()
 
     @contextmanager
@@ -145,9 +144,7 @@ class Live:
                 await asyncio.wait({blocked}, timeout=UNBLOCK_AGAIN_S)
             grown = await blocked
         finally:
-            unasked.cancel()
-            blocked.cancel()
-            await asyncio.gather(blocked, unasked, return_exceptions=True)
+            await end([blocked, unasked])
         for stream, entries in grown or ():
             number = int(entries[-1][0].partition(b"-")[0])
             for watch in self._watches.get(stream.decode(), ()):

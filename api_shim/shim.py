@@ -18,6 +18,7 @@ import structlog
 from agent_exec import exposure, server
 from agent_exec.callbacks.door import Door
 from agent_exec.embedded import redis_url
+from agent_exec.ending import end
 from agent_exec.errors import StorageUnavailable
 from agent_exec.events import Page
 from agent_exec.script import Call
@@ -90,9 +91,7 @@ async def opened(settings: Settings, counters: Counters) -> AsyncIterator[Shim]:
             streams, rates = OpenStreams(settings.api_max_streams), Rates(settings.api_requests_per_minute)
             yield Shim(settings, store, credentials, live, counters, streams, callbacks, rates)
         finally:
-            for duty in duties:
-                duty.cancel()
-            await asyncio.gather(*duties, return_exceptions=True)
+            await end(duties)
             await store.aclose()
 
 

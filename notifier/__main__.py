@@ -17,6 +17,7 @@ from agent_exec import exposure, logs, server
 from agent_exec.callbacks.destination import Rules
 from agent_exec.callbacks.secrets import CallbackSecrets
 from agent_exec.embedded import redis_url
+from agent_exec.ending import end
 from agent_exec.errors import AgentExecError
 from agent_exec.settings import Settings, read_settings
 from agent_exec.store import Store
@@ -73,8 +74,7 @@ async def _notify(settings: Settings, url: str, callback_secrets: CallbackSecret
             group.create_task(notifier.run())
             group.create_task(sender.run())
     finally:
-        inspection.cancel()
-        await asyncio.gather(inspection, return_exceptions=True)
+        await end([inspection])
         await egress.aclose()
         await store.aclose()
 

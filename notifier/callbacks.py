@@ -26,12 +26,13 @@ from agent_exec.callbacks import callbacks
 from agent_exec.callbacks.callbacks import Sending
 from agent_exec.callbacks.schedule import pause_s
 from agent_exec.callbacks.secrets import CallbackSecrets
+from agent_exec.ending import end
 from agent_exec.errors import CallbacksNotConfigured, StorageError
 from agent_exec.script import Call
 from agent_exec.settings import Settings
 from agent_exec.store import Store, redis_errors
 from notifier.egress import TOTAL_TIMEOUT_S, Answered, Egress, Failed
-from notifier.waiting import end, set_within
+from notifier.waiting import set_within
 
 #: A try and its note are over by then; what is not is another's.
 LEASE_S = TOTAL_TIMEOUT_S + 10.0

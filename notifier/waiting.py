@@ -6,12 +6,11 @@ Owns that nothing is left running behind a wait. Does not know what is waited fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-#: A task that has not ended by then has not heard.
-CANCEL_AGAIN_S = 0.2
+from agent_exec.ending import end
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -24,21 +23,6 @@ async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
         await end(tasks)
     for task in ended:
         task.result()
-
-
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and return when they have ended; what they raise stays with them.
-
-    More than once, where it has to be: on Python 3.11 `asyncio.wait_for`, by which redis-py sends, may swallow a cancel.
-    """
-    running = set(tasks)
-    while running:
-        for task in running:
-            task.cancel()
-        ended, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
-        for task in ended:
-            if not task.cancelled():
-                task.exception()  # looked at: else it would be told of as lost
 
 
 async def set_within(event: asyncio.Event, *, seconds: float) -> None:

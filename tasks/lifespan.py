@@ -18,6 +18,7 @@ import structlog
 from celery.signals import worker_shutting_down
 
 from agent_exec import exposure, server
+from agent_exec.ending import end
 from agent_exec.settings import read_settings
 from tasks.attempt import end_at
 from tasks.leases import Leases
@@ -58,8 +59,7 @@ async def _background(duty: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
 
 
 def _stop_worker_if_broken(duty: asyncio.Task[Any]) -> None:
