@@ -24,10 +24,10 @@ AGENT_EXEC = Path(sys.executable).parent / "agent-exec"
 def apart(service: Service) -> Iterator[Service]:
     """The same neighbours, on a database of its own."""
     running = service.apart(9)
-    with running.client() as client:
-        client._store.redis.flushdb()
     yield running
     running.stop()
+    with running.client() as client:
+        client._store.redis.flushdb()
 
 
 def cli(service: Service, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
