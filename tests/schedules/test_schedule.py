@@ -128,3 +128,12 @@ def test_each_time_begins_one_execution_whoever_dies(
         assert not clocked.run(schedule.begun(taken))
     assert clocked.run(schedule.look(REF)).due_ms == standing.due_ms
     clocked.run(schedule.delete(REF))
+
+
+def test_one_that_is_looked_at_before_its_time_begins_nothing(clocked: ClockedStore) -> None:
+    create(clocked)
+    entry = f"acme {REF.schedule_id}"
+    clocked.redis.zadd(keys.due_schedules(), {entry: 0})
+    assert clocked.run(schedule.due()) == []
+    assert clocked.redis.zscore(keys.due_schedules(), entry) == FIRST_MS
+    clocked.run(schedule.delete(REF))

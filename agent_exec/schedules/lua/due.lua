@@ -7,12 +7,15 @@ local now = clock_ms()
 local reply = {now}
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local tenant, schedule = string.match(entry, '^(%S+) (%S+)$')
-  local fields = redis.call('HGETALL', ARGV[3] .. tenant .. ':' .. schedule)
-  if #fields == 0 then
+  local key = ARGV[3] .. tenant .. ':' .. schedule
+  local next_ms = redis.call('HGET', key, 'next_ms')
+  if not next_ms then
     redis.call('ZREM', KEYS[1], entry)
+  elseif tonumber(next_ms) > now then -- the record decides: this is when it is looked at alone
+    redis.call('ZADD', KEYS[1], next_ms, entry)
   else
     redis.call('ZADD', KEYS[1], now + ARGV[2], entry)
-    reply[#reply + 1] = {tenant, schedule, fields}
+    reply[#reply + 1] = {tenant, schedule, redis.call('HGETALL', key)}
   end
 end
 return reply
