@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent_exec import keys
 from agent_exec.contract.execution import FinalResponse
+from agent_exec.ending import end
 from agent_exec.errors import AgentExecError, StorageError, Unauthorized
 from agent_exec.ledger import ledger
 from api_shim import chat_wire
@@ -91,9 +92,7 @@ async def _answered(asked: ChatAsked, execution_id: str) -> Response:
                 return Response(status_code=LEFT)
             response = ended.result()
         finally:
-            ended.cancel()
-            left.cancel()
-            await asyncio.gather(ended, left, return_exceptions=True)
+            await end([ended, left])
         delivery.is_done = True
     headers = {"Location": path_of(execution_id)}
     if response.error is not None:
@@ -175,8 +174,7 @@ class ChatStream(EventStream):
                 self._delivery.is_done = True
                 await _failure(failure)(scope, receive, send)
             finally:
-                self._beginning.cancel()
-                await asyncio.gather(self._beginning, return_exceptions=True)
+                await end([self._beginning])
 
     async def _told(self) -> AsyncGenerator[bytes]:
         shim, caller = self._asked.shim, self._asked.caller

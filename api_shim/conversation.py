@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agent_exec.contract.approval import Approval
 from agent_exec.contract.command import CommandResult
 from agent_exec.contract.model import ContractModel, ExecutionId, OpaqueId
+from agent_exec.ending import end
 from agent_exec.errors import AgentExecError, Forbidden, InvalidMessage, NotFound, TooManyCommands, Unauthorized
 from agent_exec.events import Page
 from api_shim.approval import decide
@@ -94,9 +95,7 @@ async def _converse(asked: Asked[ConverseParameters, None], websocket: WebSocket
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await websocket.close(code)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def _send_frames(asked: Asked[ConverseParameters, None], websocket: WebSocket, first: Page, *, after: int) -> int:

@@ -1,4 +1,4 @@
-"""How long a quiet tenant waits behind another's flood, and how exactly weights divide the service: ours and stock.
+"""How long a quiet tenant waits behind another's flood, and how exactly weights divide the service: ours and stock (F28).
 
     python -m benchmarks.quiet_tenant [--flood 20000] [--quiet 20] [--patience-s 3]
 

@@ -188,7 +188,8 @@ def _start(stack: Stack) -> None:
         ready_words=" ready.",
     )
     start("notifier", python, "-m", "notifier")
-    start("shim", python, "-m", "uvicorn", "api_shim.app:app", "--host", "127.0.0.1", "--port", str(ports.shim))
+    shim = ["api_shim.app:app", "--host", "127.0.0.1", "--port", str(ports.shim), "--ws-per-message-deflate", "false"]
+    start("shim", python, "-m", "uvicorn", *shim)
     start(
         "flower",
         *[python, "-m", "celery", "-A", "tasks", "flower", "--address=127.0.0.1", f"--port={ports.flower}"],

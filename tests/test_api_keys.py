@@ -43,6 +43,7 @@ def test_a_key_says_who_its_caller_is(path: Path, role: Role) -> None:
 
 
 def test_the_file_has_the_form_of_the_contract_and_no_key(path: Path) -> None:
+    """S08."""
     key = api_keys.create(path, tenant_id="acme")
     (record,) = json.loads(path.read_text())["keys"]
     secret = key.split("_", 2)[2]
@@ -93,6 +94,7 @@ def test_what_is_no_key_lets_nobody_in(path: Path) -> None:
 
 
 def test_a_revoked_key_is_refused_within_five_seconds(path: Path, clock: list[float]) -> None:
+    """S08."""
     key = api_keys.create(path, tenant_id="acme")
     keys = ApiKeys(path)
     caller = keys.verify(key)
@@ -118,6 +120,7 @@ def test_a_new_key_counts_within_five_seconds(path: Path, clock: list[float]) ->
 
 
 def test_two_keys_of_a_tenant_and_role_overlap_and_no_third(path: Path) -> None:
+    """S08: a key is changed without a gap."""
     first, second = (api_keys.create(path, tenant_id="acme") for _ in range(2))
     keys = ApiKeys(path)
     assert keys.verify(first).tenant_id == keys.verify(second).tenant_id == "acme"

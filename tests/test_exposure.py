@@ -150,6 +150,7 @@ MATRIX: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_what_is_refused_and_what_is_told(
     others: dict[str, Any], words: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """S23, S41."""
     settings = read_settings(**others)
     told = [one.text for one in exposure.exposures(settings)]
     assert SECRET not in " ".join(told)
@@ -204,6 +205,7 @@ def test_whatever_the_sandbox_publishes_is_known_to_be_public() -> None:
     ids=lambda command: command[-1] if command[1] == "notifier" else command[3],
 )
 def test_no_process_starts_with_what_is_refused(command: list[str], tmp_path: Path) -> None:
+    """S41."""
     env = {"AGENT_EXEC_REDIS_URL": f"redis://{FAR}"}
     with Process("process", command, env=env, log=tmp_path / "log") as process:
         wait_until(lambda: not process.running, what="the process to give up", within_s=20)

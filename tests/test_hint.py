@@ -59,6 +59,7 @@ def test_a_hint_is_what_celery_would_publish() -> None:
 
 
 def test_a_hint_holds_ids_and_nothing_else() -> None:
+    """S21."""
     assert HINT.arguments() == {
         "tenant_id": "acme",
         "execution_id": HINT.execution_id,

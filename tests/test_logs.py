@@ -62,6 +62,7 @@ def records(root: Path) -> list[dict[str, Any]]:
 
 
 def test_each_record_is_one_line_of_json(records: list[dict[str, Any]]) -> None:
+    """S27."""
     assert [record["message"].partition("\n")[0] for record in records[:-1]] == [
         "step done",
         "said this",
@@ -81,6 +82,7 @@ def test_tenant_and_step_are_on_every_record_of_theirs(records: list[dict[str, A
 
 
 def test_no_secret_comes_out(records: list[dict[str, Any]]) -> None:
+    """S27: neither in a message, nor in what goes with it, nor in an exception."""
     assert (records[3]["token"], records[3]["header"]) == ("[redacted]", "Bearer [redacted]")
     assert "the key [redacted] is wrong" in records[4]["exception"]
     assert "nobody-may-see-this" not in str(records)
@@ -91,6 +93,7 @@ def test_warnings_are_records_too(records: list[dict[str, Any]]) -> None:
 
 
 def test_for_eyes_a_record_cannot_forge_a_line_or_speak_to_the_terminal(root: Path) -> None:
+    """S27."""
     lines = logged(root, "console").splitlines()
     [forged] = [line for line in lines if "forged" in line]
     assert r"forged\n{}\r\x1b[31m\u2028" in forged
@@ -120,6 +123,7 @@ def test_for_eyes_a_record_cannot_forge_a_line_or_speak_to_the_terminal(root: Pa
     ],
 )
 def test_what_looks_like_a_credential_is_struck_out(text: str, redacted: str) -> None:
+    """S27, B41."""
     assert redact(text) == redacted
 
 

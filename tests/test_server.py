@@ -42,6 +42,7 @@ def test_nothing_is_said_of_a_server_that_will_do(store: BlockingStore) -> None:
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(wrong: dict[str, str], says: str) -> None:
+    """S23."""
     [complaint] = server.complaints({**GOOD, **wrong})
     assert says in complaint
 
@@ -81,6 +82,7 @@ async def test_a_server_that_lets_in_everybody_is_found_out(open_server: str, re
 def test_a_process_ends_when_its_server_on_another_machine_lets_in_everybody(
     environment: str, goes_on: bool, open_server: str, tmp_path: Path
 ) -> None:
+    """S23."""
     env = {"AGENT_EXEC_REDIS_URL": open_server, "AGENT_EXEC_ENVIRONMENT": environment}
     with Process("notifier", ["-m", "notifier"], env=env, log=tmp_path / "notifier.log") as process:
         wait_until(lambda: "asks nobody for a password" in process.output, what="the process to find out")

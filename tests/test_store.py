@@ -57,6 +57,7 @@ async def test_a_forgotten_script_is_sent_whole(async_store: Store, store: Block
 
 
 async def test_a_cancelled_caller_leaves_the_others_their_own_replies(async_store: Store, echo: Script) -> None:
+    """S06."""
     for round_ in range(50):
         tasks = [asyncio.create_task(async_store.run(call(echo, f"{round_}:{number}"))) for number in range(20)]
         await asyncio.sleep(0)
@@ -185,7 +186,7 @@ def count(tmp_path: Path) -> Call[int]:
 
 
 async def test_a_storm_of_cancels_mixes_up_no_replies(proxy: Proxy, echo: Script) -> None:
-    """Callers give up at every moment of a call that takes its time: before it is sent, under way, when it is there."""
+    """Callers give up at every moment of a call that takes its time: before it is sent, under way, when there (S06)."""
     stormy, dice = Store(proxy.url), random.Random(6)
     proxy.delay(0.002)
     wrong: list[tuple[str, str]] = []

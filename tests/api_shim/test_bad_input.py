@@ -86,6 +86,7 @@ async def test_an_id_in_the_query_that_would_be_read_as_something_else(
     [
         {"tenant_id": "globex"},
         {"queue": "agent_execution:globex"},
+        {"worker": "w1"},
         {"model_base_url": "http://127.0.0.1"},
         {"api_key": "sk-x"},
         {"webhook_secret": "whsec_x"},
@@ -117,6 +118,7 @@ async def test_an_id_in_the_query_that_would_be_read_as_something_else(
     ids=lambda extra: json.dumps(extra)[:60],
 )
 async def test_a_field_that_is_unknown_or_of_another_kind(acme: aiohttp.ClientSession, extra: dict[str, Any]) -> None:
+    """S07: queue, worker, addresses and keys are nobody's to choose."""
     await refused(acme, json.dumps({**WORK, **extra}))
 
 
@@ -174,6 +176,7 @@ async def test_a_byte_too_much(acme: aiohttp.ClientSession, what: str) -> None:
 async def test_json_that_is_none_or_means_two_things(
     acme: aiohttp.ClientSession, text: str | bytes, status: int, code: str
 ) -> None:
+    """S40: no deeper than is allowed."""
     await refused(acme, text, status=status, code=code)
 
 
@@ -191,6 +194,7 @@ async def test_a_body_of_another_type(acme: aiohttp.ClientSession, content_type:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip", "x-unheard-of"])
 async def test_a_body_that_is_compressed(acme: aiohttp.ClientSession, encoding: str) -> None:
+    """S40."""
     headers = {"Content-Encoding": encoding}
     await refused(acme, gzip.compress(b"0" * 10**7), status=415, code="unsupported_media_type", **headers)
 
@@ -292,6 +296,7 @@ async def test_what_is_hardly_http(shim: ShimProcess, request_text: str) -> None
 
 
 async def test_no_answer_names_the_host_that_a_request_claims(shim: ShimProcess, api_key: dict[str, str]) -> None:
+    """S29."""
     body = json.dumps(WORK)
     credential = f"Authorization: Bearer {api_key['acme']}\r\nConnection: close\r\n"
     for start in ("GET /v1/executions/", "GET http://evil.example/v1/executions/", "GET //evil.example/v1/executions"):

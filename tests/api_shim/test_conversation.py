@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
+from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSCloseCode, WSMsgType, WSServerHandshakeError
 
 from agent_exec import api_keys
 from agent_exec.contract.event import Frame
@@ -90,6 +90,7 @@ async def test_a_cancel_over_the_socket_is_durable(
 async def test_three_commands_that_are_none_close_the_socket(
     acme: aiohttp.ClientSession, execution: Submitted, message: str | bytes, async_store: Store
 ) -> None:
+    """B34."""
     async with acme.ws_connect(f"{execution.path}/ws", params={"after": "1"}) as socket:
         for _ in range(3):
             await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_str(message))
@@ -103,17 +104,22 @@ async def test_three_commands_that_are_none_close_the_socket(
 async def test_a_command_for_another_execution_finds_none(
     acme: aiohttp.ClientSession, globex: aiohttp.ClientSession, execution: Submitted
 ) -> None:
+    """S11, B34."""
     async with globex.post("/v1/executions", json={"agent_id": "desk", "query": "q"}) as response:
         own = (await response.json())["execution_id"]
     async with globex.ws_connect(f"/v1/executions/{own}/ws", params={"after": "1"}) as socket:
+        answers = []
         for other in (execution.id, str(uuid.uuid4())):
             await socket.send_json({"command": "cancel_execution", "execution_id": other})
-            assert (await socket.receive_json())["code"] == "not_found"
+            answers.append(await socket.receive_json())
+        assert answers[0]["code"] == "not_found"
+        assert answers[0] == answers[1], "another tenant's looks like a missing one"
 
 
 async def test_a_socket_that_never_stops_commanding_is_told_and_closed(
     acme: aiohttp.ClientSession, execution: Submitted
 ) -> None:
+    """B35."""
     async with acme.ws_connect(f"{execution.path}/ws", params={"after": "1"}) as socket:
         for _ in range(1_000):
             await socket.send_json({"command": "cancel_execution"})
@@ -142,6 +148,7 @@ async def test_a_socket_may_command_again_after_a_pause(acme: aiohttp.ClientSess
     [
         ({"headers": {"Authorization": "Bearer nonsense"}}, 401),
         ({"headers": {"Authorization": ""}, "params": {"access_token": "aek_x"}}, 401),
+        ({"headers": {"Authorization": ""}, "protocols": ("bearer", "aek_x")}, 401),
         ({"params": {"access_token": "aek_x"}}, 422),
         ({"params": {"after": "-1"}}, 422),
         ({"params": {"after": "99"}}, 422),
@@ -151,6 +158,7 @@ async def test_a_socket_may_command_again_after_a_pause(acme: aiohttp.ClientSess
 async def test_a_handshake_that_is_refused(
     acme: aiohttp.ClientSession, execution: Submitted, options: dict[str, Any], status: int
 ) -> None:
+    """S11, B32."""
     with pytest.raises(WSServerHandshakeError) as refused:
         await acme.ws_connect(f"{execution.path}/ws", **options)
     assert refused.value.status == status
@@ -159,6 +167,7 @@ async def test_a_handshake_that_is_refused(
 async def test_a_key_in_a_query_is_refused_and_not_logged(
     acme: aiohttp.ClientSession, execution: Submitted, shim: ShimProcess
 ) -> None:
+    """B32."""
     for path in ("ws", "events"):
         async with acme.get(f"{execution.path}/{path}", params={"token": "aek_CANARY"}) as response:
             assert response.status in (404, 422)  # the socket's path is no other's
@@ -176,9 +185,22 @@ async def test_our_own_origin_and_listed_ones_may_open_a_socket(
             assert (await frame(socket)).sequence == 1
 
 
+async def test_a_packed_command_is_not_unpacked_beyond_the_largest(
+    acme: aiohttp.ClientSession, execution: Submitted
+) -> None:
+    """S11, S40: twenty megabytes in a frame of some kilobytes."""
+    async with acme.ws_connect(f"{execution.path}/ws", compress=15, timeout=ClientWSTimeout(ws_close=10)) as socket:
+        await frame(socket)
+        await socket.send_str(" " * 20_000_000)
+        assert await close_code(socket) == WSCloseCode.MESSAGE_TOO_BIG
+    async with acme.get(execution.path) as response:
+        assert response.status == 200
+
+
 async def test_a_socket_that_does_not_read_is_dropped(
     execution: Submitted, shim: ShimProcess, api_key: dict[str, str]
 ) -> None:
+    """S39."""
     for _ in range(20):
         await execution.tell(*["x" * 1_000] * 499)
     with raw.create_connection(("127.0.0.1", shim.port)) as sleeper:
@@ -194,6 +216,7 @@ async def test_a_socket_that_does_not_read_is_dropped(
 async def test_a_socket_closes_when_its_key_is_revoked(
     shim: ShimProcess, keys_file: Path, execution: Submitted
 ) -> None:
+    """S11."""
     key = api_keys.create(keys_file, tenant_id="acme")
 
     async def is_known() -> bool:

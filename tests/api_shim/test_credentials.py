@@ -130,6 +130,7 @@ async def test_a_role_opens_what_the_table_says_whatever_says_the_role(
 async def test_streams_and_sockets_end_when_their_token_does(
     shim: ShimProcess, issuer: Issuer, async_store: Store, by_token: aiohttp.ClientSession
 ) -> None:
+    """S11, B38."""
     async with by_token.post("/v1/executions", json={"agent_id": "desk", "query": "hello"}) as response:
         execution = Submitted(async_store, await response.json())
     until_s = int(time.time()) + 2
@@ -151,6 +152,7 @@ async def test_streams_and_sockets_end_when_their_token_does(
 async def test_a_command_on_a_socket_whose_token_has_ended_is_not_obeyed(
     shim: ShimProcess, issuer: Issuer, async_store: Store, by_token: aiohttp.ClientSession, issuers_keys: Path
 ) -> None:
+    """S11, B38."""
     async with by_token.post("/v1/executions", json={"agent_id": "desk", "query": "hello"}) as response:
         execution = Submitted(async_store, await response.json())
     until_s = int(time.time()) + 1
@@ -192,6 +194,7 @@ async def test_two_credentials_at_once_are_none(shim: ShimProcess, issuer: Issue
 async def test_who_guesses_is_told_to_wait_and_nobody_is_locked_out(
     tmp_path: Path, redis_url: str, keys_file: Path, api_key: dict[str, str]
 ) -> None:
+    """S12."""
     own = api_key["acme"]
     wrong = own[:-1] + other_than(own[-1])
     with shim_process(tmp_path, redis_url=redis_url, api_keys_file=keys_file, api_failed_attempts=ATTEMPTS) as alone:
@@ -249,6 +252,7 @@ def test_a_request_without_a_credential_is_no_attempt() -> None:
 
 
 def test_how_a_key_is_wrong_does_not_show_in_the_time_it_takes(tmp_path: Path) -> None:
+    """S08, S10."""
     path = tmp_path / "keys.json"
     own = api_keys.create(path, tenant_id="acme")
     _, key_id, secret = own.split("_", 2)
@@ -291,6 +295,7 @@ def test_every_operation_with_a_role_is_in_the_matrix() -> None:
 def test_a_shim_that_cannot_be_safe_does_not_start_and_says_why_in_a_line(
     settings: dict[str, str], words: str, tmp_path: Path, redis_url: str
 ) -> None:
+    """S41."""
     env = {f"AGENT_EXEC_{name.upper()}": value for name, value in {"redis_url": redis_url, **settings}.items()}
     command = ["-m", "uvicorn", "api_shim.app:app", "--port", "0"]
     with Process("shim", command, env=env, log=tmp_path / "shim.log") as process:

@@ -117,6 +117,8 @@ async def test_behind_the_end_a_reader_is_told_to_come_no_more(
 async def test_a_reader_that_leaves_again_and_again_misses_nothing_and_sees_nothing_twice(
     acme: aiohttp.ClientSession, execution: Submitted
 ) -> None:
+    """F55."""
+
     async def work() -> None:
         for number in range(300):
             await execution.tell(str(number))
@@ -165,7 +167,7 @@ async def test_a_last_event_id_that_never_was(acme: aiohttp.ClientSession, execu
 async def test_five_hundred_readers_of_one_execution_see_the_same(
     acme: aiohttp.ClientSession, shim: ShimProcess, api_key: dict[str, str], execution: Submitted
 ) -> None:
-    """They share what is read: an event costs Redis no more for all of them than for one."""
+    """They share what is read: an event costs Redis no more for all of them than for one (F55)."""
     many = 500
 
     async def read(caller: aiohttp.ClientSession) -> list[int]:
@@ -209,6 +211,7 @@ async def live_readers(caller: aiohttp.ClientSession) -> float:
 async def test_a_tenant_may_have_so_many_streams_open_and_another_its_own(
     tmp_path: Path, redis_server: EmbeddedServer, redis_url: str, keys_file: Path, api_key: dict[str, str]
 ) -> None:
+    """S38, B35."""
     settings = {"redis_url": redis_server.url, "api_keys_file": keys_file, "api_max_streams": 2}
     with shim_process(tmp_path, **settings) as shim:
         async with session(shim, api_key["acme"]) as acme, session(shim, api_key["globex"]) as globex:
@@ -268,7 +271,7 @@ async def test_an_idle_stream_is_pinged(acme: aiohttp.ClientSession, execution: 
 async def test_a_reader_that_does_not_read_is_dropped_and_may_resume(
     acme: aiohttp.ClientSession, execution: Submitted, shim: ShimProcess, api_key: dict[str, str]
 ) -> None:
-    """The kernel's buffers are filled by a page of long tokens; nothing more is held for the reader."""
+    """The kernel's buffers are filled by a page of long tokens; nothing more is held for the reader (S39, F55)."""
     for _ in range(20):
         await execution.tell(*["x" * 1_000] * 499)
     await execution.finish()

@@ -119,6 +119,7 @@ async def slow_lane(
 async def test_a_tenant_may_send_so_many_requests_and_another_does_not_feel_it(
     slow_lane: ShimProcess, api_key: dict[str, str]
 ) -> None:
+    """S38."""
     async with session(slow_lane, api_key["acme"]) as acme, session(slow_lane, api_key["globex"]) as globex:
         statuses = []
         for _ in range(4):
@@ -239,7 +240,7 @@ def test_every_example_is_shown_somewhere(described: dict[str, Any]) -> None:
 
 
 def test_every_error_that_a_caller_may_meet_has_its_words() -> None:
-    """What ends an execution is told by its response; what the settings are wrong with, nobody is told over HTTP."""
+    """What ends an execution is told by its response; what the settings are wrong with, nobody is told over HTTP (S29)."""
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, AgentExecError)]
     met = {kind for kind in kinds if not kind.__subclasses__() and not issubclass(kind, ExecutionError)}
     assert met - KINDS.keys() == {errors.SettingsInvalid, errors.ExecutionFailed}

@@ -50,6 +50,8 @@ async def driven(app: Any, path: str = "/", **scope: Any) -> list[Message]:
 
 
 async def test_a_fault_that_nobody_foresaw_is_a_500_without_its_text() -> None:
+    """S29."""
+
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("the password is CANARY")
 

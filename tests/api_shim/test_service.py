@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import aiohttp
@@ -18,11 +19,11 @@ from agent_exec import keys, submission
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.embedded import EmbeddedServer
 from agent_exec.notifier_state import NotifierReport
-from agent_exec.store import BlockingStore
+from agent_exec.store import BlockingStore, Store
 from api_shim.app import OPERATIONS
 from api_shim.openapi import document
 from api_shim.problem import Problem
-from tests.api_shim.conftest import session
+from tests.api_shim.conftest import Submitted, session
 from tests.api_shim.played_worker import until
 from tests.api_shim.shim_process import ShimProcess, shim_process
 
@@ -181,6 +182,48 @@ async def test_it_starts_before_redis_does(tmp_path: Path, keys_file: Path, api_
                     return (await accepted_s(caller))[0] == 202
 
                 await until(is_accepted, within_s=5)
+
+
+async def test_without_a_file_descriptor_left_it_serves_whom_it_has_and_recovers(
+    own_redis: EmbeddedServer, own_shim: ShimProcess, api_key: dict[str, str]
+) -> None:
+    """F58: a flood of connections is refused at the socket, for there is nothing to answer it with."""
+    resource.prlimit(own_shim.pid, resource.RLIMIT_NOFILE, (256, 256))
+    store = Store(own_redis.url)
+    async with session(own_shim, api_key["acme"]) as caller:
+        async with caller.post("/v1/executions", json=WORK) as response:
+            execution = Submitted(store, await response.json())
+        async with caller.ws_connect(f"{execution.path}/ws") as stream:
+            assert (await stream.receive_json())["sequence"] == 1
+            async with AsyncExitStack() as flood:
+                refused = 0
+                for _ in range(1_000):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", own_shim.port)
+                    flood.callback(writer.close)
+                    writer.write(b"GET /health/live HTTP/1.1\r\n")  # and never the rest
+                    try:
+                        async with asyncio.timeout(0.001):
+                            refused += await reader.read(1) == b""
+                    except TimeoutError:
+                        pass
+                    except ConnectionError:
+                        refused += 1
+                assert refused > 0
+                await execution.tell("on")
+                async with asyncio.timeout(5):
+                    assert (await stream.receive_json())["data"]["token"] == "on"
+            assert own_shim.running
+
+            async def is_accepted() -> bool:
+                try:
+                    return (await accepted_s(caller))[0] == 202
+                except aiohttp.ClientConnectionError:
+                    return False
+
+            await until(is_accepted, within_s=10)
+            await execution.finish()
+            assert (await stream.receive_json())["event"] == "agent_execution_completed"
+    await store.aclose()
 
 
 async def test_told_to_end_it_lets_every_reader_and_waiter_go(own_shim: ShimProcess, api_key: dict[str, str]) -> None:

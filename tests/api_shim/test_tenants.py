@@ -112,6 +112,7 @@ async def test_anothers_thing_looks_exactly_like_a_missing_one(
     things: dict[str, str],
     redis_url: str,
 ) -> None:
+    """S01, for every operation of the table."""
     with redis.Redis.from_url(redis_url) as database:
         before = stored(database)
         foreign = await ask(globex, operation, things, headers={"X-Request-Id": "same"})
@@ -156,6 +157,7 @@ async def test_a_list_holds_the_callers_executions_alone(
 async def test_nobody_gets_in_without_a_key(
     operation: Operation, credential: str | None, shim: ShimProcess, api_key: dict[str, str], async_store: Store
 ) -> None:
+    """S01."""
     own = api_key["acme"]
     headers = {}
     if credential is not None:

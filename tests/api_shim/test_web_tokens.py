@@ -113,6 +113,7 @@ AMISS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("amiss", AMISS.values(), ids=AMISS)
 def test_a_token_with_something_amiss_lets_nobody_in(amiss: dict[str, Any], keys_file: Path) -> None:
+    """S09."""
     issuer = Issuer()
     tokens = tokens_of(issuer, keys_file)
     with pytest.raises(Unauthorized):
@@ -173,6 +174,7 @@ def test_a_token_that_its_issuer_did_not_sign_lets_nobody_in(kind: str, rsa_issu
 
 
 def test_a_token_of_another_algorithm_of_the_same_key_lets_nobody_in(rsa_issuer: Issuer, keys_file: Path) -> None:
+    """S09."""
     tokens = tokens_of(rsa_issuer, keys_file)
     stronger = Issuer("RS256")
     stronger.keys, stronger.algorithm = rsa_issuer.keys, "RS512"
@@ -307,12 +309,15 @@ def test_a_file_that_is_no_use_is_refused_at_the_start(
 
 
 def test_no_file_no_issuer_and_no_audience_are_refused_at_the_start(keys_file: Path) -> None:
+    """S09."""
     with pytest.raises(SettingsInvalid, match="cannot be read"):
         WebTokens(settings(), keys_file)
     Issuer().write(keys_file)
     for name in ("jwt_issuer", "jwt_audience"):
         with pytest.raises(SettingsInvalid, match=f"AGENT_EXEC_{name.upper()}"):
             WebTokens(settings(**{name: None}), keys_file)
+    with pytest.raises(SettingsInvalid, match="AGENT_EXEC_JWT_LEEWAY_S"):
+        settings(jwt_leeway_s=61)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from agent_exec.broker import fair_queue
 from agent_exec.broker.fair_queue import Nothing, TenantDepth, Unfinished
 from agent_exec.errors import InvalidMessage, StorageFull
 from agent_exec.store import BlockingStore
+from tests.processes import wait_until
 
 LUA = Path(fair_queue.__file__).parent / "lua"
 VARIANTS = ["", *(f"\x06\x16{step}" for step in range(1, 10))]
@@ -141,6 +142,21 @@ def test_a_quiet_tenant_passes_a_flood(push: Any, serve: Any) -> None:
     assert "quiet" in tenants(serve(2))
 
 
+def test_behind_a_flood_a_quiet_tenants_ten_begin_after_twice_the_services_of_when_alone(
+    store: BlockingStore, push: Any, serve: Any
+) -> None:
+    """F28: however long the flood, for a place in the order is what it could cost."""
+    flood = [
+        fair_queue.push("agent_execution:flood", tag=f"f{n}", priority=9, message=f"x:flood/{n}") for n in range(5_000)
+    ]
+    store.run_many(flood)
+    serve(100)
+    ten = push("agent_execution:quiet", 10, priority=0)
+    order = serve(2 * len(ten) + 1)
+    behind = [order.index(tag) + 1 for tag in ten]
+    assert all(place <= 2 * alone + 1 for alone, place in enumerate(behind, start=1)), behind
+
+
 def test_nobody_gains_by_draining_and_refilling(push: Any, pop: Any, run: Any) -> None:
     push("agent_execution:flood", 50)
     served: Counter[str] = Counter()
@@ -183,12 +199,24 @@ def test_an_impossible_share_is_refused(share: dict[str, Any]) -> None:
 
 
 def test_a_tenant_at_its_cap_is_passed_over_until_a_message_is_settled(push: Any, pop: Any, run: Any) -> None:
+    """S38."""
     push("agent_execution:a", 5)
     held = [pop(default_cap=2) for _ in range(2)]
     assert pop(default_cap=2) is None
     assert run(fair_queue.depths())["agent_execution"].tenants["a"] == TenantDepth(waiting=3, in_flight=2, at_cap=True)
     run(fair_queue.ack([held[0].delivery]))
     assert pop(default_cap=2) is not None
+    assert pop(default_cap=2) is None
+
+
+def test_places_under_the_cap_that_a_dead_worker_held_are_free_when_their_leases_have_lapsed(
+    push: Any, pop: Any
+) -> None:
+    """S38."""
+    push("agent_execution:a", 5)
+    assert [pop(default_cap=2, lease_s=lease_s) is not None for lease_s in (0.3, 0.3, 0.3)] == [True, True, False]
+    wait_until(lambda: pop(default_cap=2) is not None, what="a lease to lapse", within_s=5)
+    wait_until(lambda: pop(default_cap=2) is not None, what="the other", within_s=5)
     assert pop(default_cap=2) is None
 
 
@@ -312,6 +340,7 @@ def test_a_message_that_was_never_begun_may_come_back_for_ever(push: Any, pop: A
 def test_dead_letters_are_bounded_in_number_and_size(
     push: Any, pop: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """S21."""
     monkeypatch.setattr(fair_queue, "_DEAD_LIMITS", (2, 10))
     push("agent_execution:a", 3)
     for number in range(3):

@@ -64,6 +64,7 @@ def test_weights_are_kept_under_load(pair: list[Worker], bench: Bench) -> None:
 
 
 def test_a_quiet_tenant_passes_a_flood(pair: list[Worker], bench: Bench) -> None:
+    """F28."""
     for number in range(300):
         bench.send("agent_execution:flood", f"flood/{number}", 0.01, priority=9)
     until(lambda: len(bench.begun()) > 20)

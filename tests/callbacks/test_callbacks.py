@@ -200,6 +200,7 @@ def test_another_tenants_callback_is_as_good_as_missing(store: BlockingStore) ->
 
 
 def test_a_tenant_has_so_many_on_their_way_and_no_more(store: BlockingStore) -> None:
+    """S38."""
     for _ in range(5):
         ended(store)
     first = taken(store, of_a_tenant=2)

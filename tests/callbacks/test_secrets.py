@@ -59,6 +59,7 @@ def test_without_any_secret_nothing_is_signed() -> None:
     ids=["short", "long", "no prefix", "no base64", "empty", "too many"],
 )
 def test_what_is_no_secret_is_told_without_repeating_it(secret: str, says: str, tmp_path: Path) -> None:
+    """S17."""
     with pytest.raises(SettingsInvalid, match=f"AGENT_EXEC_CALLBACK_SECRET: .*{says}") as invalid:
         CallbackSecrets(read_settings(callback_secret=secret))
     assert secret == "whsec_" or secret not in str(invalid.value)

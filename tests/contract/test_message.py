@@ -112,6 +112,8 @@ def test_a_message_too_large_is_refused_before_it_is_looked_at() -> None:
 
 
 def test_json_may_be_nested_so_deep_and_no_deeper() -> None:
+    """S40."""
+
     def nested(levels: int) -> Any:
         value: Any = 1
         for _ in range(levels):

@@ -311,6 +311,7 @@ def test_a_released_step_can_be_claimed_at_once_and_counts_no_attempt(store: Blo
 
 
 def test_finish_writes_one_terminal_event_and_lets_all_expire(store: BlockingStore) -> None:
+    """S39."""
     ref = accepted(store)
     claim = claimed(store, ref)
     listener = store.redis.pubsub()
@@ -410,6 +411,7 @@ def test_redis_errors_of_a_script_reach_the_caller(store: BlockingStore, redis_u
 
 
 def test_a_tenant_with_too_many_executions_waiting_is_refused_until_some_begin(store: BlockingStore) -> None:
+    """S38."""
     first = a_message()
     for message in (first, a_message()):
         store.run(submission.store(message, open_retention_s=DAY_S, max_queued=2))
@@ -424,6 +426,8 @@ def test_a_tenant_with_too_many_executions_waiting_is_refused_until_some_begin(s
 
 
 def test_a_plan_that_a_worker_has_learnt_bounds_the_priority(store: BlockingStore) -> None:
+    """S07: a priority may be asked for, and counts within the tenant's plan."""
+
     def priority() -> int:
         message = a_message().model_copy(update={"priority": 9})
         accepted = store.run(submission.store(message, open_retention_s=DAY_S, max_queued=10))

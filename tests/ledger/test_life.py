@@ -354,6 +354,7 @@ def test_what_an_overtaken_worker_does_changes_nothing(
 def test_another_tenant_finds_nothing_and_changes_nothing(
     store: ClockedStore, subtests: pytest.Subtests, event: str
 ) -> None:
+    """S03."""
     for state, way in WAYS:
         with subtests.test(state.value, way=getattr(way, "__name__", "")):
             stand = stood(store, state, way)

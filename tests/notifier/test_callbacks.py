@@ -112,6 +112,7 @@ def ends(async_store: Store, store: BlockingStore, settings: Settings) -> Ends:
 async def test_an_end_is_told_at_once_and_verifies_with_the_specifications_library(
     receiver: Receiver, running: Running, ends: Ends
 ) -> None:
+    """S17."""
     async with running():
         ref = await ends.one(receiver.url, text="täglich ✓")
         await until(lambda: receiver.arrivals, within_s=0.9)
@@ -127,6 +128,7 @@ async def test_an_end_is_told_at_once_and_verifies_with_the_specifications_libra
 async def test_what_was_tampered_with_or_is_late_is_refused_by_the_receiver(
     receiver: Receiver, running: Running, ends: Ends
 ) -> None:
+    """S17."""
     async with running():
         await ends.one(receiver.url)
         await until(lambda: receiver.arrivals)
@@ -149,6 +151,7 @@ async def test_what_was_tampered_with_or_is_late_is_refused_by_the_receiver(
 
 
 async def test_while_secrets_change_each_of_them_verifies(receiver: Receiver, running: Running, ends: Ends) -> None:
+    """S17."""
     both = CallbackSecrets(read_settings(callback_secret=f"{OTHER_SECRET} {SECRET}")).of("acme")
     headers = signature(Sending(CallbackRef("acme", "x"), 1, 0, 0, "", b"{}"), both, now=datetime.now(UTC))
     for secret in both:
@@ -188,6 +191,7 @@ async def test_a_destination_that_is_not_allowed_any_more_is_not_connected_to(
 async def test_it_is_tried_as_often_as_the_schedule_says_and_then_given_up(
     receiver: Receiver, running: Running, ends: Ends, status: int
 ) -> None:
+    """S17: under one id, with one body."""
     receiver.answers = lambda _: answer(status)
     async with running():
         ref = await ends.one(receiver.url)

@@ -214,6 +214,7 @@ async def test_an_answer_that_is_no_http_is_unreachable(receiver: Receiver, said
 
 @pytest.mark.parametrize("url", REFUSED)
 async def test_what_is_refused_when_it_is_accepted_is_refused_when_it_is_sent(url: str) -> None:
+    """S19: our own rule holds at the connection, whatever the operator's network allows beside it."""
     assert fault(await post(url, Rules(allow_http=True))) == "forbidden"
 
 

@@ -60,6 +60,7 @@ async def test_events_arrive_in_order_as_frames_of_the_contract(
 async def test_a_backlog_waits_in_redis_and_is_delivered_later(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
 ) -> None:
+    """S39: nothing is trimmed that nobody has read."""
     orchestrator.refuses = 503
     holds = [await work.begin(tenant_id) for tenant_id in ("acme", "globex", "initech")]
     async with notifying():
@@ -185,6 +186,7 @@ async def test_frames_on_their_way_are_bounded_by_the_window(
 async def test_a_refused_token_raises_an_alarm_and_is_hardly_tried_again(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F50."""
     monkeypatch.setattr(connection, "REFUSED_PAUSE_S", (0.4, 0.5))
     hold = await work.begin()
     orchestrator.refuses = 401
@@ -310,6 +312,7 @@ async def test_another_notifier_takes_over(
 async def test_frames_of_a_notifier_that_lost_its_lease_are_sent_by_the_next(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
 ) -> None:
+    """F48."""
     async with notifying("one"):
         await until(lambda: orchestrator.open)
         await async_store.redis.set(keys.notifier_lease(), "somebody else", px=700)
@@ -460,6 +463,7 @@ async def test_a_command_is_answered_while_redis_is_away() -> None:
 async def test_junk_is_counted_and_harms_nothing(
     orchestrator: Orchestrator, work: Work, notifying: Notifying, async_store: Store
 ) -> None:
+    """B37."""
     hold = await work.begin()
     execution_id = hold.ref.execution_id
     async with notifying() as running:

@@ -57,6 +57,7 @@ async def stopped(process: Process, *, by: signal.Signals = signal.SIGTERM, with
 async def test_frames_sent_before_a_kill_are_sent_again_with_the_same_ids(
     orchestrator: Orchestrator, work: Work, start: Start, async_store: Store
 ) -> None:
+    """F47."""
     orchestrator.acks = lambda frame: frame["sequence"] == 1
     hold = await work.begin()
     execution_id = hold.ref.execution_id

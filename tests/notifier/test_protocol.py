@@ -92,6 +92,7 @@ def test_each_command_is_heard(message: str, heard: object) -> None:
     ],
 )
 def test_anything_else_is_ignored_with_a_reason(message: str | bytes, reason: str) -> None:
+    """B37."""
     assert hear(message) == Ignored(reason)  # type: ignore[arg-type]
 
 

@@ -90,6 +90,7 @@ NOTHING: dict[str, Callable[[], Octets]] = {
 async def test_an_endless_answer_is_cut(
     provider: Provider, wire: WireServer, case: str, peak_bytes: Callable[[], int]
 ) -> None:
+    """F36."""
     wire.answer = flood = Flood(CUT[case]())
     deltas = await ask(provider)
     end = end_of(deltas)
@@ -119,6 +120,7 @@ async def test_an_endless_stream_of_nothing_is_cut(
     peak_bytes: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """F36."""
     monkeypatch.setattr(chat_stream, "MAX_STREAM_BYTES", 1_000_000)
     wire.answer = flood = Flood(NOTHING[case]())
     assert end_of(await ask(provider)).truncated
@@ -145,6 +147,7 @@ async def test_a_reader_that_stops_stops_the_server(
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd"])
 async def test_a_packed_answer_is_not_unpacked(provider: Provider, wire: WireServer, encoding: str) -> None:
+    """S40."""
     wire.answer = answering(gzip.compress(SOME), headers={"content-encoding": encoding})
     error = await failure(provider)
     assert type(error) is ProviderProtocol

@@ -352,6 +352,7 @@ class TestBrokenStreams:
 
 class TestTimeouts:
     async def test_no_connection(self, name: str) -> None:
+        """F33."""
         with socket.socket() as deaf:
             deaf.bind(("127.0.0.1", 0))
             deaf.listen(0)
@@ -369,6 +370,7 @@ class TestTimeouts:
     @pytest.mark.parametrize("limits", [{"provider_first_token_timeout_s": 0.2}])
     @pytest.mark.parametrize("head", [False, True])
     async def test_no_first_byte(self, provider: Provider, wire: WireServer, head: bool) -> None:
+        """F33."""
         left = asyncio.Event()
 
         async def answer(exchange: Exchange) -> None:
@@ -386,6 +388,8 @@ class TestTimeouts:
 
     @pytest.mark.parametrize("limits", [{"provider_idle_timeout_s": 0.2}])
     async def test_a_stall(self, provider: Provider, wire: WireServer) -> None:
+        """F33."""
+
         async def answer(exchange: Exchange) -> None:
             await exchange.start()
             await exchange.send(SOME)
@@ -399,6 +403,8 @@ class TestTimeouts:
 
     @pytest.mark.parametrize("limits", [{"provider_total_timeout_s": 0.3}])
     async def test_a_trickle(self, provider: Provider, wire: WireServer) -> None:
+        """F33."""
+
         async def answer(exchange: Exchange) -> None:
             await exchange.start()
             while True:

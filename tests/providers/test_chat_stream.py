@@ -434,6 +434,7 @@ class TestUsage:
         ],
     )
     def test_counts(self, report: Any, counts: tuple[int, int, int], estimated: bool) -> None:
+        """B50, F37."""
         assert self.usage_of(report) == (counts, estimated)
 
     def test_cached_tokens_are_cheaper(self) -> None:

@@ -152,6 +152,7 @@ def test_the_pause_asked_for(headers: dict[str, str], pause_s: float | None) -> 
     ],
 )
 def test_no_key_in_a_message(said: str) -> None:
+    """S29."""
     message = str(FAILURES.of_answer({"message": said}, status=401))
     assert "[key]" in message
     assert not any(part in message for part in (KEY, "CANARY", "abc", "eyJ", "xyz"))
@@ -163,6 +164,7 @@ def test_a_key_that_is_none_hides_no_words() -> None:
 
 
 def test_a_message_is_one_short_line() -> None:
+    """S29: what a provider says is summarised."""
     message = str(FAILURES.of_answer({"message": "\x1b[31mred\n\ttext\u202e " + "x" * 10_000}, status=500))
     assert message.isprintable()
     assert "[31mred text x" in message

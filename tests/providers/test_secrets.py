@@ -60,6 +60,7 @@ async def test_each_tenant_and_provider_has_a_file(files: KeyFiles, tmp_path: Pa
 
 
 async def test_changes_count_within_seconds(files: KeyFiles, tmp_path: Path, clock: Clock) -> None:
+    """S26."""
     seen = []
     for key in ("sk-acme-2", "sk-acme-3", None, "sk-acme-4"):
         seen.append(await key_of(files))

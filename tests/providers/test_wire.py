@@ -79,18 +79,18 @@ ANSWERS: dict[str, tuple[bytes, Answer]] = {
         b"".join(event(chunk({"content": half})) for half in ("\ud83c", "\udf0d")) + STOP + event(usage()),
         Answer("🌍"),
     ),
-    # chunks
+    # chunks (B46)
     "no choices": (event({"choices": []}) + HELLO, Answer()),
     "choices null": (event({"choices": None}) + HELLO, Answer()),
     "delta null": (event({"choices": [{"index": 0, "delta": None, "finish_reason": None}]}) + HELLO, Answer()),
     "an event we do not know": (b'event: ping\ndata: {"type": "ping"}\n\n' + HELLO, Answer()),
     "reasoning": (event(chunk({"reasoning": "hm"})) + HELLO, Answer(thought="hm")),
     "reasoning_content": (event(chunk({"reasoning_content": "hm"})) + HELLO, Answer(thought="hm")),
-    # reasons
+    # reasons (B49)
     "length": (HELLO.replace(b'"stop"', b'"length"'), Answer(reason="length")),
     "content_filter": (HELLO.replace(b'"stop"', b'"content_filter"'), Answer(reason="content_filter")),
     "a refusal": (events({"refusal": "I will not."}, reason="stop"), Answer("I will not.", reason="content_filter")),
-    # usage
+    # usage (B50, F37)
     "usage in x_groq": (
         events({"content": "Hello"}, reason="stop", x_groq={"id": "req_1", "usage": usage(9, 8)["usage"]}).replace(
             event(usage()), b""
@@ -140,6 +140,7 @@ FAILURES: dict[str, tuple[bytes, type[ProviderError]]] = {
     "data that is no JSON": (SOME + b"data: oops\n\n" + STOP, ProviderProtocol),
     "data that is no object": (SOME + b"data: [1]\n\n" + STOP, ProviderProtocol),
     "a page": (b"<html>Sign in</html>", ProviderProtocol),
+    # errors within a stream (B51)
     "an error": (SOME + event({"error": {"message": "no", "type": "server_error"}}) + DONE, ProviderOverloaded),
     "an error of the rate": (event({"error": {"message": "slow", "code": 429}}) + DONE, ProviderRateLimited),
     "an error of the account": (SOME + event({"error": {"code": "insufficient_quota"}}), ProviderAuth),
@@ -187,6 +188,7 @@ def came_to(deltas: list[Delta], expected: Answer) -> Answer:
 
 @pytest.mark.parametrize("case", ANSWERS)
 async def test_what_is_an_answer_nevertheless(provider: Provider, wire: WireServer, case: str) -> None:
+    """B46, B49, B50, F37."""
     octets, expected = ANSWERS[case]
     for wire.answer in (answering(octets), by_byte(octets)):
         assert came_to(await ask(provider), expected) == expected
@@ -195,6 +197,7 @@ async def test_what_is_an_answer_nevertheless(provider: Provider, wire: WireServ
 
 @pytest.mark.parametrize("case", FAILURES)
 async def test_what_is_no_answer(provider: Provider, wire: WireServer, case: str) -> None:
+    """B46, B51, F37."""
     octets, kind = FAILURES[case]
     for number, wire.answer in enumerate((answering(octets), by_byte(octets)), start=1):
         with pytest.raises(ProviderError) as caught:

@@ -132,6 +132,7 @@ def mark() -> str:
 
 
 def test_b22_a_pickled_message_is_never_unpickled(intruder: Intruder, queue: str, mark: str, tmp_path: Path) -> None:
+    """S20."""
     trap = tmp_path / "sprung"
     pickled = base64.b64encode(pickle.dumps(Trap(trap))).decode()
     intruder.put(queue, wire(mark, content_type="application/x-python-serialize", body=pickled))
@@ -142,6 +143,7 @@ def test_b22_a_pickled_message_is_never_unpickled(intruder: Intruder, queue: str
 
 @pytest.mark.parametrize("content_type", ["application/x-yaml", "application/data", "application/x-msgpack", ""])
 def test_b22_only_json_is_taken(intruder: Intruder, queue: str, mark: str, content_type: str) -> None:
+    """S20."""
     intruder.put(queue, wire(mark, content_type=content_type))
     assert intruder.letter(queue, mark).reason == f"its content type is '{content_type}' and not 'application/json'"
 
@@ -242,6 +244,7 @@ Untrue = Callable[[str], Hint]
     ids=["unknown execution", "another tenant's", "already over", "a turn to come", "a call never asked for"],
 )
 def test_b26_a_hint_that_is_not_true_changes_nothing(intruder: Intruder, ended: str, untrue: Untrue) -> None:
+    """S03; and why hints need no signature (S22, B31): whoever forges one starts nothing."""
     before = _traces(intruder, ended)
     assert intruder.store.run(untrue(ended).push())
     wait_until(intruder.idle, what="the hint to be settled", within_s=30)
@@ -280,6 +283,7 @@ def _traces(intruder: Intruder, execution_id: str) -> tuple[object, ...]:
 
 
 def test_b28_a_hint_of_more_than_16_kb(intruder: Intruder, queue: str, mark: str) -> None:
+    """S21."""
     intruder.put(queue, wire(mark, headers__argsrepr="x" * 16_384))
     assert re.fullmatch(r"has \d+ bytes; at most 16384 are taken", intruder.letter(queue, mark).reason)
 

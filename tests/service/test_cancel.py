@@ -346,7 +346,7 @@ def test_a_cancel_while_redis_is_away_is_refused_and_may_be_said_again(stage: St
 
 
 def test_a_cancel_that_races_with_the_end_is_told_which_came_first(service: Service) -> None:
-    """Two hundred of them, each cancelled at a moment between its beginning and a little after its end."""
+    """Two hundred of them, each cancelled at a moment between its beginning and a little after its end (F56)."""
     dice = random.Random(4)
     with service.client() as client:
         work = ExecutionRequest(agent_id="desk", query="What is 17 * 23?")

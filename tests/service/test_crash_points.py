@@ -559,6 +559,7 @@ def on_schedule(stage: Stage, point: str, repeated: int) -> None:
 
 
 def shim_accepts(stage: Stage, point: str, repeated: int) -> None:
+    """F53."""
     message = two_turns()
     work = {"agent_id": "researcher", "query": message.payload.query}
     key = {"Idempotency-Key": str(uuid.uuid4()), "Authorization": f"Bearer {stage.service.keys['globex']}"}

@@ -123,16 +123,16 @@ def test_a_new_tenant_is_served_by_workers_that_never_heard_of_it(service: Servi
 
 
 def test_no_message_holds_a_prompt(service: Service) -> None:
-    """Watch Redis while an execution runs: hints hold ids, whatever the query says."""
+    """Watch Redis while an execution runs: hints hold ids, whatever the query says (S21)."""
     with redis.Redis.from_url(service.redis.url) as watcher, watcher.monitor() as monitor, service.client() as client:
         work = ExecutionRequest(agent_id="desk", query="CANARY What is 6 * 7?")
         execution_id = client.submit(work, tenant_id="acme")
         client.wait("acme", execution_id, timeout_s=30)
-        watcher.echo("enough")
+        watcher.echo("the end of the watch")  # in no script's text, which is watched too
         hints = 0
         for command in monitor.listen():
             line = str(command["command"])
-            if "enough" in line:
+            if "the end of the watch" in line:
                 break
             if '"content-type"' in line.replace("\\", ""):
                 hints += 1

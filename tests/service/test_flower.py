@@ -30,6 +30,7 @@ def flower(service: Service) -> Iterator[httpx.Client]:
 
 
 def test_an_execution_is_a_chain_of_named_steps_and_shows_no_prompt(service: Service, flower: httpx.Client) -> None:
+    """S25."""
     celery = Celery(broker=service.redis.url, backend=service.redis.url, set_as_current=False)
     message = standard_message("acme", "desk", "CANARY: what is 17 * 23, and what time is it in Tokyo?")
     execution_id = message["execution_id"]
@@ -69,5 +70,6 @@ def test_an_execution_is_a_chain_of_named_steps_and_shows_no_prompt(service: Ser
 
 
 def test_flower_lets_nobody_in_without_the_password(flower: httpx.Client) -> None:
+    """S25."""
     for path in ("/", "/api/tasks", "/api/workers"):
         assert httpx.get(str(flower.base_url) + path, trust_env=False).status_code == 401

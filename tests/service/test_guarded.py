@@ -270,20 +270,23 @@ NEVER: list[tuple[str, ...]] = [
 READ_PROMPT = ("HGETALL", "ax:execution:acme:x")
 SPEND = ("HSET", "ax:spending:acme:day:1", "usd", "0")
 LANE = ("SET", "ax:lane:openai:x:y", "1")
+REMOTE_CONTROL = ("PUBLISH", "/0.celery.pidbox", "x")
 #: What is beyond a role's work, beside that.
 BEYOND: dict[str, list[tuple[str, ...]]] = {
     "worker": [("GET", "another-service"), ("PSUBSCRIBE", "*"), ("SUBSCRIBE", "another-service")],
     "notifier": [
         SPEND,
         LANE,
+        REMOTE_CONTROL,
         ("GET", "celery-task-meta-x"),
         ("SUBSCRIBE", "celery-task-meta-x"),
         ("LRANGE", "unacked", "0", "1"),
     ],
-    "shim": [LANE, ("GET", "ax:notifier:acks"), ("PSUBSCRIBE", "*"), ("HGETALL", "unacked")],
+    "shim": [LANE, REMOTE_CONTROL, ("GET", "ax:notifier:acks"), ("PSUBSCRIBE", "*"), ("HGETALL", "unacked")],
     "client": [
         SPEND,
         LANE,
+        REMOTE_CONTROL,
         ("SET", "ax:notifier", "me"),
         ("HSET", "ax:configuration:acme", "*", "1"),
         ("PSUBSCRIBE", "*"),
@@ -303,6 +306,7 @@ BEYOND: dict[str, list[tuple[str, ...]]] = {
 
 
 def test_there_is_a_role_for_every_process_and_none_by_default(guarded: Guarded) -> None:
+    """S05, S23."""
     assert set(guarded.redis.passwords) == {*BEYOND, "operator"}
     with redis.Redis(port=guarded.redis.port) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
@@ -310,6 +314,7 @@ def test_there_is_a_role_for_every_process_and_none_by_default(guarded: Guarded)
 
 @pytest.mark.parametrize("role", BEYOND)
 def test_a_role_may_not_do_what_is_not_its_work(role: str, guarded: Guarded) -> None:
+    """S05; no word to the workers' remote control either but from Flower and the workers themselves (S24)."""
     with guarded.redis.client(role, name="probe") as client:
         for command in [*NEVER, *BEYOND[role]]:
             with pytest.raises(NoPermissionError):
@@ -339,6 +344,7 @@ def test_every_command_of_a_script_is_its_users_to_run(guarded: Guarded) -> None
 
 
 def test_flower_shows_nobody_anything_without_the_password(guarded: Guarded) -> None:
+    """S24, S25: remote control is on, for Flower; and Flower is for operators alone."""
     for path in ("/", "/tasks", "/workers", "/broker", "/api/tasks", "/api/workers", "/api/task/info/x"):
         for auth in (None, ("operator", "guessed")):
             assert httpx.get(f"{guarded.flower.base_url}{path}", auth=auth, trust_env=False).status_code == 401
@@ -370,7 +376,7 @@ def _values(database: Any, key: bytes) -> str:
 
 
 def test_what_is_a_tenants_or_secret_is_seen_nowhere_else(guarded: Guarded) -> None:
-    """Runs after the work of the first test."""
+    """Runs after the work of the first test (S26, S28, S30: prompts and snapshots hold no secret either)."""
     if not guarded.owners:
         test_every_process_does_its_work_as_its_own_user(guarded)
     ours = [path for path in guarded.service.directory.glob("*.log") if path.stem != "neighbours"]

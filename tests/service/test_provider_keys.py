@@ -147,6 +147,7 @@ def stored(database: Any) -> str:
 
 
 def test_a_tenant_s_key_is_used_for_it_alone_and_seen_nowhere(keyed: Keyed) -> None:
+    """S26."""
     service = keyed.service
     keyed.put("acme", "openai", ACME_KEY)
     keyed.put("acme", "refuses", ACME_KEY)

@@ -302,6 +302,7 @@ async def test_many_at_once_never_pass_the_limit(async_store: Store) -> None:
 def test_a_worker_killed_with_the_whole_budget_reserved_leaves_it_free(
     store: BlockingStore, redis_url: str, tmp_path: Path
 ) -> None:
+    """S38."""
     worker = Process("worker", ["-m", "tests.spending.dying_worker", redis_url], env={}, log=tmp_path / "log")
     wait_until(lambda: not worker.running, what="the worker to die")
     assert isinstance(store.run(asking(step("next"), 0.5)), OverBudget), worker.output

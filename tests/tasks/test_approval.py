@@ -58,6 +58,7 @@ async def outcome(desk: Bench) -> JournaledCall:
 
 
 async def test_a_call_waits_for_its_approval_and_then_runs_once(desk: Bench, played: Played) -> None:
+    """S33."""
     played.answers = [saying({"result": "grey"})]
     before = datetime.now(UTC)
     await asked(desk, effect="effect")

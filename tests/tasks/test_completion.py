@@ -194,6 +194,7 @@ async def test_arguments_that_are_no_json_are_told_as_text(bench: Bench, argumen
 
 
 async def test_a_refusal_keeps_its_words_and_is_paid(bench: Bench) -> None:
+    """B49."""
     saying(bench, [Text("I cannot"), Finished("content_filter", (), USAGE, "m")])
     await prepare(bench)
     await bench.run("completion.1", complete)

@@ -1,4 +1,4 @@
-"""Images in an answer (fault B42): what a browser would fetch is seen, what it would not is left alone."""
+"""Images in an answer (fault B42, S35): what a browser would fetch is seen, what it would not is left alone."""
 
 from __future__ import annotations
 

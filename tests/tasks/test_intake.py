@@ -180,6 +180,7 @@ async def test_a_tenant_with_too_much_waiting_is_told_so(async_store: Store) -> 
 
 
 def test_a_prompt_shows_nowhere_in_the_worker() -> None:
+    """S28."""
     app = Celery(broker="memory://", set_as_current=False)
 
     @app.task(name="agent_exec.execute")  # type: ignore[untyped-decorator]  # celery has no types

@@ -144,6 +144,7 @@ async def test_what_a_tool_answers_is_its_result(
 
 
 async def test_a_call_carries_tenant_token_and_key(tools: McpTools, server: Served) -> None:
+    """S34."""
     assert await run(tools, "send", text="x") == ToolResult(result="sent x")
     assert server.seen["effects"][-1] == {
         "idempotency-key": "key-send",

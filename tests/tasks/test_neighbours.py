@@ -137,6 +137,7 @@ def unused_port() -> int:
 
 
 async def test_a_redirect_is_never_followed(played: Played, neighbour: Neighbour) -> None:
+    """S18."""
     played.answers = [saying({}, status=302, Location="http://169.254.169.254/")]
     with pytest.raises(NeighbourRefused, match="never followed"):
         await neighbour.ask("GET", "/v1/x")
@@ -219,7 +220,7 @@ async def test_tools_are_listed_and_cached(played: Played, neighbour: Neighbour)
 async def test_what_a_tenant_is_shown_comes_from_no_other_tenants_question(
     played: Played, neighbour: Neighbour
 ) -> None:
-    """Fault B43: each tenant's own canary, whoever asked before, of the same agent."""
+    """Fault B43: each tenant's own canary, whoever asked before, of the same agent (S04)."""
 
     async def canary(request: web.Request) -> web.StreamResponse:
         tenant_id = request.path.split("/")[4]

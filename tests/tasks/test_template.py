@@ -43,6 +43,7 @@ def test_names_conditions_and_filters() -> None:
     ],
 )
 def test_what_a_template_may_not_do_is_an_error_that_says_so_at_once(text: str) -> None:
+    """S30, S31: nothing of the process is within its reach, and so no secret."""
     began = time.perf_counter()
     with pytest.raises(PromptInvalid, match="prompt template"):
         render(PromptTemplate(template=text, variables={"x": "v"}))
