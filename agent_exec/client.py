@@ -114,7 +114,7 @@ class AgentExecClient:
             Door.of_client(self._settings).admit(callback_url, tenant_id=tenant_id)
         for request in requests:
             self._admit(request, tenant_id)
-        ref = BatchRef(tenant_id, item.batch_id_of(tenant_id, idempotency_key))
+        ref = BatchRef(tenant_id, submission.id_of_key("batch", tenant_id=tenant_id, idempotency_key=idempotency_key))
         items = [item.stored(request) for request in requests]
         fingerprint = item.Fingerprint()
         for one in items:
@@ -178,7 +178,9 @@ class AgentExecClient:
             StorageUnavailable: Redis does not answer. The same key may safely be used again.
         """
         self._admit(asked.request, tenant_id)
-        ref = ScheduleRef(tenant_id, schedule.schedule_id_of(tenant_id, idempotency_key))
+        ref = ScheduleRef(
+            tenant_id, submission.id_of_key("schedule", tenant_id=tenant_id, idempotency_key=idempotency_key)
+        )
         creating = schedule.create(ref, asked, now_ms=int(time.time() * 1000), at_most=self._settings.max_schedules)
         self._store.run(creating)
         return self._store.run(schedule.look(ref)).view()

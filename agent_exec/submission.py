@@ -33,6 +33,13 @@ TO_RUN_IN = timedelta(days=1)
 STRICT = Door()
 
 
+def id_of_key(kind: str, *, tenant_id: str, idempotency_key: str | None) -> str:
+    """Return the id of a batch or a schedule, by its `kind`: the same for the same key of a tenant, a fresh one without."""
+    if idempotency_key is None:
+        return str(uuid.uuid4())
+    return str(uuid.UUID(ledger.digest(kind, tenant_id, idempotency_key)[:32]))
+
+
 def message_from(raw: Any) -> Message:
     """Return the standard message that `raw`, decoded JSON, is.
 

@@ -104,7 +104,10 @@ async def submit_batch(asked: Asked[BatchParameters, BatchRequest]) -> Response:
         )
         if handed_in.callback_url is not None:
             shim.callbacks.admit(handed_in.callback_url, tenant_id=tenant_id)
-        ref = BatchRef(tenant_id, item.batch_id_of(tenant_id, asked.parameters.idempotency_key))
+        ref = BatchRef(
+            tenant_id,
+            submission.id_of_key("batch", tenant_id=tenant_id, idempotency_key=asked.parameters.idempotency_key),
+        )
         is_replayed = await _store(shim, ref, handed_in)
     status: BatchStatus = "pending"
     if is_replayed:

@@ -57,7 +57,10 @@ async def create_schedule(asked: Asked[ScheduleParameters, ScheduleRequest]) -> 
         open_retention_s=shim.settings.open_retention_s,
         callback_door=shim.callbacks,
     )
-    ref = ScheduleRef(tenant_id, schedule.schedule_id_of(tenant_id, asked.parameters.idempotency_key))
+    ref = ScheduleRef(
+        tenant_id,
+        submission.id_of_key("schedule", tenant_id=tenant_id, idempotency_key=asked.parameters.idempotency_key),
+    )
     creating = schedule.create(ref, asked.body, now_ms=int(time.time() * 1000), at_most=shim.settings.max_schedules)
     await shim.run(creating)
     standing = await shim.run(schedule.look(ref))

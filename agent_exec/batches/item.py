@@ -111,13 +111,6 @@ class Fingerprint:
         return whole.hexdigest()
 
 
-def batch_id_of(tenant_id: str, idempotency_key: str | None) -> str:
-    """Return a batch's id: the same for the same key of a tenant, a fresh one without."""
-    if idempotency_key is None:
-        return str(uuid.uuid4())
-    return str(uuid.UUID(hashlib.sha256(f"batch\x00{tenant_id}\x00{idempotency_key}".encode()).hexdigest()[:32]))
-
-
 def stored(request: ExecutionRequest) -> str:
     """Return an item as it is stored: what its sender said, and no more."""
     return request.model_dump_json(exclude_unset=True)

@@ -19,15 +19,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agent_exec.cli.options import connected_client, json_option, tenant_option
+from agent_exec.cli.options import INTERRUPTED, connected_client, json_option, tenant_option
 from agent_exec.client import AgentExecClient
 from agent_exec.contract.batch import MAX_ITEMS, BatchView
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.errors import InvalidMessage
 from agent_exec.submission import MAX_COMPLAINTS, complaints
 
-#: What a shell gives a command that Ctrl-C ended.
-INTERRUPTED = 130
 LOOK_EVERY_S = 0.5
 
 

@@ -16,6 +16,9 @@ from agent_exec.store import BlockingStore
 
 T = TypeVar("T")
 
+#: What a shell gives a command that Ctrl-C ended.
+INTERRUPTED = 130
+
 tenant_option = click.option(
     "--tenant",
     "tenant_id",

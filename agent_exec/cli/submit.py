@@ -11,15 +11,12 @@ from typing import Any, TextIO
 import click
 from pydantic import ValidationError
 
-from agent_exec.cli.options import connected_client, json_option, tenant_option
+from agent_exec.cli.options import INTERRUPTED, connected_client, json_option, tenant_option
 from agent_exec.cli.watch import follow
 from agent_exec.contract.execution import ExecutionRequest
 from agent_exec.contract.message import Message
 from agent_exec.errors import InvalidMessage
 from agent_exec.submission import complaints, message_of
-
-#: What a shell gives a command that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 def _with_request(command: Callable[..., None]) -> Callable[..., None]:

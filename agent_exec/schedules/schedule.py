@@ -121,13 +121,6 @@ class Page:
     is_last: bool
 
 
-def schedule_id_of(tenant_id: str, idempotency_key: str | None) -> str:
-    """Return a schedule's id: the same for the same key of a tenant, a fresh one without."""
-    if idempotency_key is None:
-        return str(uuid.uuid4())
-    return str(uuid.UUID(hashlib.sha256(f"schedule\x00{tenant_id}\x00{idempotency_key}".encode()).hexdigest()[:32]))
-
-
 def create(ref: ScheduleRef, asked: ScheduleRequest, *, now_ms: int, at_most: int) -> Call[bool]:
     """Store a schedule, due from `now_ms` on; False where the same one was stored before.
 
